@@ -1,0 +1,1 @@
+"""What the lessons in notes/ share. Modules import downwards only; see README.md for the map."""

@@ -1,0 +1,142 @@
+"""Where artefacts lie, and how they are written: beside their place first, then renamed into it."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PROJECT = Path(__file__).resolve().parent.parent
+ROOT = Path(os.environ.get("RECNN_ROOT") or PROJECT)  # holds data/ and res/; the tests write elsewhere
+DOWNLOADS = PROJECT / "data" / ".downloads"           # verified archives, shared by all
+DEFAULT_DATASET = "ml-100k"
+
+
+class DataError(ValueError):
+    """Input that cannot be used; the message names the file, column or shape and what to do."""
+
+
+def chosen_dataset() -> str:
+    """Return the data set of this run: `DATASET` of `make run`, or ml-100k."""
+    return os.environ.get("RECNN_DATASET") or DEFAULT_DATASET
+
+
+def data_dir(dataset: str, root: Path = ROOT) -> Path:
+    """Return (and make) the artefact folder of a data set, given by name, folder or archive.
+
+    A folder or archive is known by its own name: `~/clicks` keeps its artefacts in `data/clicks`.
+    """
+    name = Path(dataset).name.removesuffix(".zip")
+    if not name or name.startswith("."):
+        raise DataError(f"data set {dataset!r} has no name: give a known name, a folder or a .zip")
+    folder = root / "data" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def res_dir(dataset: str, root: Path = ROOT) -> Path:
+    """Return (and make) the folder for figures: res/ for the default data set, else data/<name>/res."""
+    folder = root / "res" if dataset == DEFAULT_DATASET else data_dir(dataset, root) / "res"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def shown(path: Path) -> str:
+    """Return a path as a reader should see it: relative to the project, forward slashes."""
+    path = Path(path)
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+
+
+def need(path: Path, made_by: str) -> Path:
+    """Return `path` if it exists; otherwise say which notebook makes it.
+
+    Raises:
+        FileNotFoundError: naming the file and the notebook to run.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{shown(path)} is not there yet: run notes/{made_by}.ipynb first")
+    return Path(path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path`; rename it into place on success, remove it on any failure.
+
+    Whoever reads `path` sees the old artefact or the new one, never half of one. A full disk is
+    reported as a sentence that says what was kept.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        yield beside
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(beside, path)
+    except OSError as error:
+        _remove(beside)
+        if error.errno == 28:  # ENOSPC
+            free = shutil.disk_usage(path.parent).free
+            raise OSError(28, f"the disk is full ({free:,} bytes left) while writing "
+                              f"{shown(path)}; what was there before is untouched") from error
+        raise
+    except BaseException:
+        _remove(beside)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable UTF-8 JSON, keys in the order given."""
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def write_vectors(path: Path, vectors: dict[int, np.ndarray]) -> None:
+    """Pickle `{item_id: vector (d,)}`, as the lessons keep text vectors."""
+    with replacing(path) as beside, beside.open("wb") as file:
+        pickle.dump({int(key): np.asarray(vector) for key, vector in vectors.items()}, file)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Admit what a dict of numpy arrays consists of; a pickle that names anything else is refused."""
+
+    ADMITTED = frozenset({("numpy", "ndarray"), ("numpy", "dtype"),
+                ("numpy._core.multiarray", "_reconstruct"), ("numpy.core.multiarray", "_reconstruct"),
+                ("numpy._core.numeric", "_frombuffer"), ("numpy.core.numeric", "_frombuffer")})
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self.ADMITTED:
+            return super().find_class(module, name)
+        raise DataError(f"a pickle of vectors may hold dicts and numpy arrays alone, this one asks for {module}.{name}")
+
+
+def read_vectors(path: Path) -> dict[int, np.ndarray]:
+    """Read what `write_vectors` wrote, admitting dicts and numpy arrays alone.
+
+    Raises:
+        DataError: if the pickle asks for any other type, holds anything else, or is damaged.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            vectors = _ArraysOnly(file).load()
+    except (DataError, FileNotFoundError):
+        raise
+    except Exception as error:  # damaged bytes can make an unpickler raise nearly anything
+        raise DataError(f"{shown(path)} is damaged ({error}): delete it and run notes/02_embeddings.ipynb") from error
+    if not isinstance(vectors, dict) or not all(isinstance(key, int) and isinstance(value, np.ndarray)
+                                                for key, value in vectors.items()):
+        raise DataError(f"{shown(path)} holds something else than {{item_id: array}}: delete it and run "
+                        f"notes/02_embeddings.ipynb")
+    return vectors

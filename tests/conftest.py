@@ -1,0 +1,45 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers.frames import Frames
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """Return a function that writes {name: text or bytes} to a new folder of raw files."""
+    def write(files: dict[str, str | bytes]) -> Path:
+        folder = tmp_path / f"raw{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        return folder
+    return write
+
+
+@pytest.fixture
+def item_ids():
+    return np.array([50, 10, 40, 20, 30])
+
+
+@pytest.fixture
+def item_matrix():
+    return np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+
+
+@pytest.fixture
+def ratings():
+    """Logs of 6, 3, 2 and 4 ratings; every (user, timestamp) is distinct."""
+    logs = {1: [(10, 4.0), (20, 0.5), (30, 5.0), (10, 2.5), (40, 3.0), (50, 1.5)],
+            2: [(30, 1.0), (50, 4.5), (20, 3.5)],
+            5: [(20, 2.0), (40, 5.0)],
+            7: [(50, 3.0), (40, 4.0), (30, 2.0), (20, 0.5)]}
+    rows = [(user, item, rating, 100 * step) for user, log in logs.items() for step, (item, rating) in enumerate(log)]
+    return pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "timestamp"])
+
+
+@pytest.fixture
+def frames(ratings, item_ids, item_matrix):
+    return Frames(ratings, item_ids, item_matrix, frame_size=2)
