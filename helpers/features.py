@@ -1,0 +1,159 @@
+"""Turn facts, texts and co-ratings into numbers, and numbers into one item matrix."""
+
+import zipfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from sklearn.decomposition import PCA, TruncatedSVD
+from sklearn.preprocessing import normalize
+
+from helpers.files import DataError, need, replacing, shown
+
+
+def label_encode(values: Iterable) -> dict:
+    """Number the distinct values from the most frequent (0) on; ties in alphabetical order.
+
+    >>> label_encode(["en", "fr", "en", "de"])
+    {'en': 0, 'de': 1, 'fr': 2}
+    """
+    counts = Counter(value for value in values if value is not None)
+    ordered = sorted(counts, key=lambda value: (-counts[value], str(value)))
+    return {value: code for code, value in enumerate(ordered)}
+
+
+def multi_hot(lists: list[list], codes: dict) -> sparse.csr_matrix:
+    """Return (n_items, n_codes) float32 with a 1 for every value an item has; unknown values are left out."""
+    rows, columns = [], []
+    for row, values in enumerate(lists):
+        known = sorted({codes[value] for value in values if value in codes})
+        rows += [row] * len(known)
+        columns += known
+    ones = np.ones(len(rows), dtype=np.float32)
+    return sparse.csr_matrix((ones, (rows, columns)), shape=(len(lists), len(codes)))
+
+
+def standardise(values: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+    """Return (values − mean) / std per column, 0 where unknown or where a column is constant.
+
+    Args:
+        values: (n, d) float; NaN is unknown.
+        known: rows (bool, (n,)) the statistics are taken from; all by default.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    fit = values if known is None else values[known]
+    seen = ~np.isnan(fit)
+    count = np.maximum(seen.sum(axis=0), 1)
+    mean = np.where(seen, fit, 0).sum(axis=0) / count
+    std = np.sqrt(np.where(seen, (fit - mean) ** 2, 0).sum(axis=0) / count)
+    varies = std > 1e-12 * np.maximum(np.abs(mean), 1)
+    scaled = np.where(varies, (values - mean) / np.where(varies, std, 1), 0)
+    return np.nan_to_num(scaled).astype(np.float32)
+
+
+def reduce(matrix: np.ndarray | sparse.spmatrix, n: int, seed: int = 0) -> np.ndarray:
+    """Return the leading `n` singular directions of (n_items, d) as (n_items, ≤ n) float32, rows of any norm."""
+    n = min(n, min(matrix.shape) - 1)
+    if n < 1:
+        return np.zeros((matrix.shape[0], 0), dtype=np.float32)
+    return TruncatedSVD(n, random_state=seed).fit_transform(matrix).astype(np.float32)
+
+
+def co_ratings(ratings: pd.DataFrame, item_ids: np.ndarray, window: int = 5) -> sparse.csr_matrix:
+    """Return the positive pointwise mutual information of items rated within `window` steps of a user.
+
+    `ratings` must be the training part alone. An item it does not have gets an empty row.
+
+    Returns:
+        (n_items, n_items) symmetric, rows in the order of `item_ids`.
+
+    Source: Levy & Goldberg 2014, "Neural Word Embedding as Implicit Matrix Factorization", eq. 10–11,
+    with users for sentences and items for words.
+    """
+    n = len(item_ids)
+    index = pd.Index(item_ids).get_indexer(ratings["item_id"])
+    users = ratings["user_id"].to_numpy()
+    counts = sparse.csr_matrix((n, n), dtype=np.float64)
+    for lag in range(1, window + 1):
+        same = users[lag:] == users[:-lag]
+        pair = (index[:-lag][same], index[lag:][same])
+        counts = counts + sparse.csr_matrix((np.ones(len(pair[0])), pair), shape=(n, n))
+    counts = (counts + counts.T).tocoo()
+    total, margin = counts.sum(), np.asarray(counts.sum(axis=0)).ravel()
+    pmi = np.log(counts.data * total / (margin[counts.row] * margin[counts.col]))
+    return sparse.csr_matrix((np.maximum(pmi, 0), (counts.row, counts.col)), shape=(n, n))
+
+
+def user_item(ratings: pd.DataFrame, item_ids: np.ndarray) -> sparse.csr_matrix:
+    """Return the (n_items, n_users) 0/1 matrix of who rated what, rows in the order of `item_ids`."""
+    item_idx = pd.Index(item_ids).get_indexer(ratings["item_id"])
+    user_idx, users = pd.factorize(ratings["user_id"])
+    shape = (len(item_ids), len(users))
+    matrix = sparse.csr_matrix((np.ones(len(ratings), dtype=np.float32), (item_idx, user_idx)), shape=shape)
+    matrix.data[:] = 1  # a user who rated a film twice still rated it
+    return matrix
+
+
+def joined(blocks: dict[str, np.ndarray], weights: dict[str, float] | None = None) -> np.ndarray:
+    """Join blocks of features side by side, each scaled so that its mean squared row norm is its weight.
+
+    Returns:
+        (n_items, Σ d) float32.
+    """
+    scaled = []
+    for name, block in blocks.items():
+        centred = block - block.mean(axis=0)
+        energy = np.sqrt((centred ** 2).sum(axis=1).mean())
+        weight = (weights or {}).get(name, 1.0)
+        scaled.append(centred * (np.sqrt(weight) / energy if energy > 0 else 0))
+    return np.hstack(scaled).astype(np.float32)
+
+
+def pca(matrix: np.ndarray, n: int, whiten: bool, seed: int = 0) -> tuple[np.ndarray, PCA]:
+    """Project (n_items, d) on its `n` directions of largest variance; directions without any are 0.
+
+    Returns:
+        ((n_items, n) float32, the fitted sklearn PCA). Whitened columns have mean 0 and variance 1.
+    """
+    kept = min(n, *matrix.shape)
+    fitted = PCA(kept, whiten=whiten, svd_solver="full", random_state=seed)
+    projected = fitted.fit_transform(matrix)
+    signs = np.where(projected[np.abs(projected).argmax(axis=0), range(kept)] < 0, -1, 1)  # the same everywhere
+    fitted.components_ *= signs[:, None]
+    empty = fitted.explained_variance_ <= 1e-10 * max(fitted.explained_variance_.max(), 1e-300)
+    projected = np.where(empty, 0, projected * signs)
+    return np.pad(projected, ((0, 0), (0, n - kept))).astype(np.float32), fitted
+
+
+def write_item_matrix(path: Path, ids: np.ndarray, matrix: np.ndarray) -> None:
+    """Write `embeddings.npz`: ids (n_items,) int64 and matrix (n_items, embed_size) float32."""
+    with replacing(path) as beside, beside.open("wb") as file:
+        np.savez_compressed(file, ids=np.asarray(ids, dtype=np.int64), matrix=np.asarray(matrix, dtype=np.float32))
+
+
+def read_item_matrix(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read `embeddings.npz` back as (ids, matrix).
+
+    Raises:
+        FileNotFoundError: if there is none.
+        DataError: if the file is damaged, or ids and rows do not pair.
+    """
+    need(path, "03_pca")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            ids, matrix = file["ids"], file["matrix"]
+    except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{shown(path)} is damaged ({error}): delete it and run notes/03_pca.ipynb") from error
+    if len(ids) != len(matrix) or matrix.ndim != 2:
+        raise DataError(f"{shown(path)}: {len(ids)} ids for a matrix of shape {matrix.shape}")
+    return ids, matrix
+
+
+def nearest(matrix: np.ndarray, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (row indices, cosine similarities) of the `k` rows nearest to `query` (d,) by angle, best first."""
+    similarity = normalize(matrix) @ (query / max(np.linalg.norm(query), 1e-12))
+    best = np.argsort(-similarity, kind="stable")[:k]
+    return best, similarity[best]
