@@ -1,0 +1,340 @@
+import h5py
+import hdf5plugin  # noqa: F401  (registers the filters for plain h5py)
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from helpers import frames as frames_module
+from helpers.files import DataError
+from helpers.frames import (
+    FIELDS,
+    Frames,
+    Transition,
+    flatten,
+    open_static,
+    read_static,
+    reward_of,
+    unflatten,
+    write_static,
+)
+
+
+def whole(frames):
+    return frames.gather(torch.arange(len(frames)))
+
+
+def assert_same(one, other, rtol=0.0, atol=0.0):
+    for name, a, b in zip(FIELDS, one, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def joined(batches):
+    return Transition(*(torch.cat(field) for field in zip(*batches, strict=True)))
+
+
+def by_hand(ratings, item_ids, item_matrix, frame_size):
+    """Build every transition with plain loops, as the contract words it."""
+    vector_of = dict(zip(item_ids.tolist(), item_matrix, strict=True))
+    rows = []
+    for _, log in ratings.sort_values(["user_id", "timestamp"], kind="stable").groupby("user_id"):
+        vectors, stars = [vector_of[item] for item in log["item_id"]], log["rating"].tolist()
+
+        def state(end, vectors=vectors, stars=stars):
+            return np.concatenate([*vectors[end - frame_size:end], stars[end - frame_size:end]])
+
+        rows += [(state(t), vectors[t], [2 * (stars[t] - 2.5)], state(t + 1), [float(t == len(stars) - 1)])
+                 for t in range(frame_size, len(stars))]
+    return Transition(*(torch.tensor(np.array(field), dtype=torch.float32) for field in zip(*rows, strict=True)))
+
+
+@pytest.mark.parametrize("frame_size", [1, 2, 3, 5])
+def test_transitions_are_those_made_by_hand(ratings, item_ids, item_matrix, frame_size):
+    frames = Frames(ratings, item_ids, item_matrix, frame_size)
+    assert_same(whole(frames), by_hand(ratings, item_ids, item_matrix, frame_size))
+
+
+def test_shapes_and_types_are_those_of_the_contract(frames):
+    batch = frames.gather(torch.tensor([0, 3]))
+    assert [tuple(field.shape) for field in batch] == [(2, 8), (2, 3), (2, 1), (2, 8), (2, 1)]
+    assert all(field.dtype == torch.float32 for field in batch)
+    assert (frames.frame_size, frames.embed_size) == (2, 3)
+
+
+def test_next_state_is_state_shifted_plus_action_and_rating(frames):
+    batch = whole(frames)
+    v, rating = unflatten(batch.state, 2)
+    next_v, next_rating = unflatten(batch.next_state, 2)
+    assert torch.equal(next_v, torch.cat([v[:, 1:], batch.action[:, None]], dim=1))
+    assert torch.equal(next_rating, torch.cat([rating[:, 1:], batch.reward / 2 + 2.5], dim=1))
+
+
+@pytest.mark.parametrize("frame_size, rows, short", [
+    (1, 5 + 2 + 1 + 3, 0), (2, 4 + 1 + 0 + 2, 1), (3, 3 + 0 + 0 + 1, 2), (5, 1 + 0 + 0 + 0, 3)])
+def test_user_of_n_ratings_gives_max_n_minus_f_zero_rows(ratings, item_ids, item_matrix, frame_size, rows, short):
+    frames = Frames(ratings, item_ids, item_matrix, frame_size)
+    assert len(frames) == rows and frames.n_short_users == short
+
+
+def test_one_done_a_user_and_it_is_the_last(frames):
+    assert whole(frames).done.flatten().tolist() == [0, 0, 0, 1, 1, 0, 1]  # users 1, 2, 7
+
+
+def test_consecutive_transitions_of_a_user_chain(frames):
+    batch = whole(frames)
+    going_on = batch.done[:-1, 0] == 0
+    assert torch.equal(batch.next_state[:-1][going_on], batch.state[1:][going_on])
+    assert not torch.equal(batch.next_state[:-1][~going_on], batch.state[1:][~going_on])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_order_of_the_input_rows_does_not_matter(ratings, item_ids, item_matrix, frames, seed):
+    shuffled = Frames(ratings.sample(frac=1, random_state=seed), item_ids, item_matrix, 2)
+    assert_same(whole(shuffled), whole(frames))
+    np.testing.assert_array_equal(shuffled.user_ids, frames.user_ids)
+    assert torch.equal(shuffled.last_states(frames.user_ids), frames.last_states(frames.user_ids))
+
+
+@pytest.mark.parametrize("by, ascending", [(["user_id", "timestamp"], [True, False]), (["timestamp"], [True]),
+                                           (["user_id", "timestamp"], [False, True])])
+def test_half_sorted_rows_are_sorted_too(ratings, item_ids, item_matrix, frames, by, ascending):
+    half_sorted = Frames(ratings.sort_values(by, ascending=ascending), item_ids, item_matrix, 2)
+    assert_same(whole(half_sorted), whole(frames))
+
+
+@pytest.mark.parametrize("users", [[1, 1, 1, 1], [2, 1, 1, 1]])
+def test_ratings_of_one_second_keep_their_order(item_ids, item_matrix, users):
+    ratings = pd.DataFrame({"user_id": users, "item_id": [50, 30, 10, 20], "rating": 3.0, "timestamp": [1, 5, 5, 5]})
+    frames = Frames(ratings, item_ids, item_matrix, 2)
+    place = {item: row for row, item in enumerate(item_ids.tolist())}
+    assert frames.next_items(torch.tensor([len(frames) - 1])).tolist() == [[place[20]]]
+    np.testing.assert_array_equal(whole(frames).state[-1, :6], item_matrix[[place[30], place[10]]].ravel())
+
+
+def test_users_without_enough_ratings_get_a_sentence(ratings, item_ids, item_matrix):
+    with pytest.raises(DataError, match=r"no user has more than frame_size = 6 ratings \(the longest log has 6\)"):
+        Frames(ratings, item_ids, item_matrix, 6)
+
+
+def test_no_ratings_get_a_sentence(ratings, item_ids, item_matrix):
+    with pytest.raises(DataError, match=r"the longest log has 0"):
+        Frames(ratings.iloc[:0], item_ids, item_matrix, 2)
+
+
+def test_unknown_items_get_a_sentence_that_names_them(ratings, item_matrix):
+    with pytest.raises(DataError, match=r"2 rated items have no embedding \(ids 10, 30 …\).*03_pca"):
+        Frames(ratings, np.array([50, 11, 40, 20, 31]), item_matrix, 2)
+
+
+def test_rewards_are_the_whole_numbers_from_minus_four_to_five():
+    assert [reward_of(rating / 2) for rating in range(1, 11)] == list(range(-4, 6))
+
+
+def test_rewards_of_the_log_follow_its_ratings(frames):
+    assert whole(frames).reward.flatten().tolist() == [5, 0, 1, -2, 2, -1, -4]
+
+
+def test_flatten_lays_the_oldest_item_first_and_the_ratings_last():
+    vectors, rating = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor([[5.0, 0.5]])
+    assert flatten(vectors, rating).tolist() == [[1, 2, 3, 4, 5, 0.5]]
+    back = unflatten(flatten(vectors, rating), 2)
+    assert torch.equal(back[0], vectors) and torch.equal(back[1], rating)
+
+
+def test_batches_cover_every_transition_once_and_the_same_for_a_seed(frames):
+    def order(seed):
+        return torch.cat(list(frames.sample(3, seed=seed))).tolist()
+
+    assert sorted(order(0)) == list(range(7)) == sorted(order(1))
+    assert order(0) == order(0)
+    assert len({tuple(order(seed)) for seed in range(5)}) > 1
+    assert [len(index) for index in frames.sample(3)] == [3, 3, 1]
+
+
+def test_batches_without_shuffle_are_in_the_order_of_users_and_time(frames):
+    assert_same(joined(frames.batches(3, shuffle=False)), whole(frames))
+
+
+def test_batches_are_the_gathered_samples(frames):
+    order = torch.cat(list(frames.sample(3, seed=4)))
+    assert_same(joined(frames.batches(3, seed=4)), frames.gather(order))
+
+
+def test_sampling_leaves_the_global_generator_alone(frames):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    list(frames.batches(3))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_data_loader_gives_the_same_rows(frames):
+    loader = torch.utils.data.DataLoader(frames, batch_size=3)
+    batches = list(loader)
+    assert all(isinstance(batch, Transition) for batch in batches)
+    assert_same(joined(batches), whole(frames))
+
+
+def test_single_transition_is_a_row_of_the_batch(frames):
+    row = frames[4]
+    assert [tuple(field.shape) for field in row] == [(8,), (3,), (1,), (8,), (1,)]
+    assert_same(row, [field[4] for field in whole(frames)])
+    with pytest.raises(IndexError):
+        frames[7]
+
+
+def test_next_items_are_minus_one_beyond_the_log(frames, item_ids):
+    rows = frames.next_items(torch.arange(7), 3)
+    ids = [[int(item_ids[row]) if row >= 0 else -1 for row in line] for line in rows.tolist()]
+    assert ids == [[30, 10, 40], [10, 40, 50], [40, 50, -1], [50, -1, -1], [20, -1, -1], [30, 20, -1], [20, -1, -1]]
+
+
+def test_next_item_is_the_action(frames):
+    batch = whole(frames)
+    assert torch.equal(frames.items[frames.next_items(torch.arange(7))[:, 0]], batch.action)
+
+
+def test_last_states_end_each_log_in_the_order_asked(frames):
+    batch = whole(frames)
+    last = batch.next_state[batch.done[:, 0] == 1]  # of users 1, 2, 7
+    assert torch.equal(frames.last_states(np.array([7, 1, 2, 1])), last[[2, 0, 1, 0]])
+
+
+def test_last_states_of_short_logs_are_padded_at_the_old_end(ratings, item_ids, item_matrix):
+    frames = Frames(ratings, item_ids, item_matrix, 5)
+    state = frames.last_states(np.array([5]))  # items 20, 40 with ratings 2, 5
+    v, rating = unflatten(state, 5)
+    assert rating.tolist() == [[0, 0, 0, 2, 5]]
+    assert (v[0, :3] == 0).all()
+    np.testing.assert_array_equal(v[0, 3:], item_matrix[[3, 2]])
+
+
+def test_last_state_of_a_stranger_gets_a_sentence(frames):
+    with pytest.raises(DataError, match=r"1 users have no log, e.g. user 99"):
+        frames.last_states(np.array([1, 99]))
+
+
+# --- static files
+
+@pytest.fixture
+def static(frames, tmp_path):
+    path = tmp_path / "frames.hdf5"
+    write_static(path, frames, source="toy", dtype="float32", rows=4)
+    return path
+
+
+@pytest.mark.parametrize("seed", [None, 0, 3])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", {}), ("float16", dict(rtol=2**-11, atol=2**-24))])
+def test_static_and_dynamic_agree_row_for_row(frames, item_matrix, tmp_path, seed, dtype, tolerance):
+    path = tmp_path / "frames.hdf5"
+    write_static(path, frames, "toy", seed=seed, dtype=dtype, rows=4)
+    static = list(read_static(path, 3, 2, item_matrix))
+    dynamic = list(frames.batches(3, shuffle=seed is not None, seed=seed or 0))
+    assert [len(batch.state) for batch in static] == [3, 3, 1]
+    assert all(field.dtype == torch.float32 for batch in static for field in batch)
+    assert_same(joined(static), joined(dynamic), **tolerance)
+
+
+def test_half_precision_rounds_vectors_alone(frames, item_matrix, tmp_path):
+    write_static(tmp_path / "half.hdf5", frames, "toy", dtype="float16")
+    (half,) = read_static(tmp_path / "half.hdf5", 100, 2, item_matrix)
+    full = whole(frames)
+    assert torch.equal(half.action, full.action.half().float()) and not torch.equal(half.action, full.action)
+    assert torch.equal(half.state[:, -2:], full.state[:, -2:]) and torch.equal(half.reward, full.reward)
+
+
+def test_plain_h5py_slices_read_a_static_file(static, frames):
+    full = whole(frames)
+    n = 3
+    with h5py.File(static) as f:
+        for i in range(3):
+            for key, field in zip(FIELDS, full, strict=True):
+                part = torch.as_tensor(f[key][i * n:(i + 1) * n]).float()
+                assert torch.equal(part, field[i * n:(i + 1) * n].reshape(part.shape))
+        assert {key: f[key].shape for key in f} == {"state": (7, 8), "action": (7, 3), "reward": (7,),
+                                                     "next_state": (7, 8), "done": (7,)}
+
+
+def test_static_file_says_what_it_was_made_of(static, item_matrix):
+    with h5py.File(static) as f:
+        attrs = dict(f.attrs)
+    assert (attrs["frame_size"], attrs["embed_size"], attrs["source"], attrs["seed"]) == (2, 3, "toy", -1)
+    assert attrs["hash"] == frames_module.matrix_hash(item_matrix)
+
+
+def test_chunks_hold_whole_rows_so_that_repeated_embeddings_compress(tmp_path):
+    n, rng = 300, np.random.default_rng(0)
+    ratings = pd.DataFrame({"user_id": 1, "item_id": np.arange(n), "rating": 3.0, "timestamp": range(n)})
+    write_static(tmp_path / "f.hdf5", Frames(ratings, np.arange(n), rng.normal(size=(n, 64)), 10), "toy")
+    with h5py.File(tmp_path / "f.hdf5") as f:
+        assert {key: f[key].chunks for key in ("state", "action", "next_state")} == {
+            "state": (64, 650), "action": (64, 64), "next_state": (64, 650)}
+        assert f["state"].id.get_storage_size() < f["state"].nbytes / 5  # each embedding lies in ten rows
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_interrupted_write_leaves_the_old_file_or_nothing(frames, item_matrix, tmp_path, monkeypatch, error):
+    path, gather, calls = tmp_path / "frames.hdf5", Frames.gather, []
+
+    def interrupted(self, index):
+        calls.append(len(index))
+        if len(calls) > 1:
+            raise error
+        return gather(self, index)
+
+    monkeypatch.setattr(Frames, "gather", interrupted)
+    with pytest.raises(error):
+        write_static(path, frames, "toy", rows=3)
+    assert calls == [3, 3] and list(tmp_path.iterdir()) == []
+
+    monkeypatch.undo()
+    write_static(path, frames, "toy", dtype="float32")
+    monkeypatch.setattr(Frames, "gather", interrupted)
+    with pytest.raises(error):
+        write_static(path, frames, "toy", rows=3)
+    assert list(tmp_path.iterdir()) == [path]
+    monkeypatch.undo()
+    assert_same(joined(read_static(path, 4, 2, item_matrix)), whole(frames))
+
+
+def test_static_file_of_another_frame_size_is_refused(static, item_matrix):
+    with pytest.raises(DataError, match=r"frames.hdf5 was written with frame_size 2, not 3"):
+        next(read_static(static, 4, 3, item_matrix))
+
+
+@pytest.mark.parametrize("change", [lambda m: m + 1e-3, lambda m: m[::-1].copy(), lambda m: m[:, :2], lambda m: -m])
+def test_static_file_of_another_item_matrix_is_refused(static, item_matrix, change):
+    with pytest.raises(DataError, match=r"frames.hdf5 was written with another item matrix.*04_static_dataset"):
+        next(read_static(static, 4, 2, change(item_matrix)))
+
+
+def test_item_matrix_is_the_same_as_array_or_tensor_in_any_layout_or_width(static, item_matrix):
+    for same in (torch.as_tensor(item_matrix), np.asfortranarray(item_matrix), item_matrix.astype(np.float64)):
+        assert len(next(read_static(static, 4, 2, same)).state) == 4
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.95])
+def test_truncated_static_file_gets_a_sentence(static, item_matrix, share):
+    static.write_bytes(static.read_bytes()[:int(share * static.stat().st_size)])
+    with pytest.raises(DataError, match=r"frames.hdf5 is not a readable HDF5 file.*04_static_dataset"):
+        next(read_static(static, 4, 2, item_matrix))
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_static_file_without_a_field_is_refused(static, field):
+    with h5py.File(static, "a") as f:
+        del f[field]
+    with pytest.raises(DataError, match=rf"frames.hdf5 lacks {field}"):
+        open_static(static)
+
+
+@pytest.mark.parametrize("name", ["frame_size", "hash"])
+def test_static_file_without_its_attributes_is_refused(static, item_matrix, name):
+    with h5py.File(static, "a") as f:
+        del f.attrs[name]
+    with pytest.raises(DataError, match=r"frames.hdf5"):
+        next(read_static(static, 4, 2, item_matrix))
+
+
+def test_missing_static_file_is_not_called_unreadable(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"frames.hdf5"):
+        open_static(tmp_path / "frames.hdf5")
