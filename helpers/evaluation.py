@@ -1,0 +1,167 @@
+"""Hold out, rank the whole catalogue, compare with recommenders people would use instead."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from helpers.files import DataError
+from helpers.frames import Frames, reward_of
+
+# A recommender: (history, user_ids (U,)) → scores (U, n_items), higher is better, any scale.
+Recommender = Callable[[Frames, np.ndarray], Tensor]
+
+
+class Split(NamedTuple):
+    """Ratings by purpose: `train` fits, `valid` chooses, `test` reports."""
+
+    train: pd.DataFrame
+    valid: pd.DataFrame
+    test: pd.DataFrame
+
+
+def split_last(ratings: pd.DataFrame, n_test: int = 1, n_valid: int = 1) -> Split:
+    """Hold out the last `n_test` ratings of each user as test, the `n_valid` before them as validation.
+
+    A user with too few ratings to leave one for training stays in training altogether.
+
+    Where ratings share their second (half of ML-100K) "last" is the order of the file, which is
+    arbitrary: for 44 % of its users the validation and the test item could be swapped.
+
+    Raises:
+        DataError: if nobody has enough ratings.
+    """
+    from_end = ratings.groupby("user_id").cumcount(ascending=False)
+    enough = ratings.groupby("user_id")["item_id"].transform("size") > n_test + n_valid
+    if not enough.any():
+        raise DataError(f"no user has more than {n_test + n_valid} ratings: nothing can be held out")
+    test, valid = enough & (from_end < n_test), enough & (from_end >= n_test) & (from_end < n_test + n_valid)
+    return Split(*(ratings[mask].reset_index(drop=True) for mask in (~test & ~valid, valid, test)))
+
+
+def together(*parts: pd.DataFrame) -> pd.DataFrame:
+    """Join parts of one log again, sorted by (user_id, timestamp), ties in the order of the parts."""
+    return pd.concat(parts).sort_values(["user_id", "timestamp"], kind="stable", ignore_index=True)
+
+
+def mask_seen(scores: Tensor, history: Frames, user_ids: np.ndarray) -> Tensor:
+    """Return scores (U, n_items) with −inf at every item in the user's log."""
+    scores = torch.as_tensor(scores, dtype=torch.float32).clone()
+    place = history.places(user_ids)
+    lengths = history.log_length[place]
+    rows = np.repeat(np.arange(len(place)), lengths)
+    columns = history.item_idx[torch.as_tensor(np.concatenate(
+        [np.arange(start, start + n) for start, n in zip(history.log_start[place], lengths, strict=True)]))]
+    scores[torch.as_tensor(rows, device=scores.device), columns.to(scores.device)] = -torch.inf
+    return scores
+
+
+def rank_held_out(recommend: Recommender, history: Frames, held_out: pd.DataFrame,
+                  batch_size: int = 1024) -> pd.DataFrame:
+    """Rank each held-out item among the whole catalogue less what the user has seen.
+
+    Returns:
+        `held_out` with `rank` (1 is best). Ties count against the method, and so does a NaN score.
+    """
+    if held_out.empty:
+        raise DataError("nothing is held out: there is no case to rank")
+    target = torch.as_tensor(pd.Index(history.item_ids).get_indexer(held_out["item_id"]))
+    if (target < 0).any():
+        raise DataError(f"{int((target < 0).sum())} held-out items have no row in the item matrix")
+    ranks = []
+    for first in range(0, len(held_out), batch_size):
+        user_ids = held_out["user_id"].to_numpy()[first:first + batch_size]
+        with torch.no_grad():
+            scores = mask_seen(recommend(history, user_ids), history, user_ids).cpu()
+        own = scores.gather(1, target[first:first + batch_size, None])
+        ranks.append((~(scores < own)).sum(dim=1).numpy())
+    return held_out.assign(rank=np.concatenate(ranks))
+
+
+def case_metrics(ranked: pd.DataFrame, k: int = 10) -> pd.DataFrame:
+    """Return one row a case: NDCG@k, HR@k, MRR, and reward@k = hit × 2·(rating − 2.5).
+
+    With one relevant item NDCG@k is 1 / log2(1 + rank) up to rank k: rank 1 → 1, rank 3 → 1/2.
+    """
+    rank = ranked["rank"].to_numpy(np.float64)
+    hit = rank <= k
+    return pd.DataFrame({f"NDCG@{k}": np.where(hit, 1 / np.log2(1 + rank), 0), f"HR@{k}": hit.astype(np.float64),
+                         "MRR": 1 / rank, f"reward@{k}": hit * reward_of(ranked["rating"].to_numpy(np.float64))})
+
+
+def bootstrap(values: np.ndarray, n: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the mean of `values` (U,), resampling users."""
+    values, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(n)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def policy_recommender(actor: Callable[[Tensor], Tensor]) -> Recommender:
+    """Score every item by its dot product with the proto-action for the user's last frame, in eval mode."""
+    def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
+        was_training = getattr(actor, "training", False)
+        try:
+            if was_training:
+                actor.eval()
+            with torch.no_grad():
+                return actor(history.last_states(user_ids)) @ history.items.T
+        finally:
+            if was_training:
+                actor.train()
+    return recommend
+
+
+def random_recommender(seed: int = 0) -> Recommender:
+    """Score at random, the floor; the scores go on from call to call."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda history, user_ids: torch.rand(len(user_ids), len(history.item_ids), generator=generator)
+
+
+def popularity_recommender(train: pd.DataFrame) -> Recommender:
+    """Score every item by how often the training part has it."""
+    def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
+        counts = train["item_id"].value_counts().reindex(history.item_ids, fill_value=0)
+        return torch.as_tensor(counts.to_numpy(np.float32)).expand(len(user_ids), -1)
+    return recommend
+
+
+def fit_ease(train: pd.DataFrame, item_ids: np.ndarray, ridge: float, most: int = 10_000) -> tuple[Tensor, Tensor]:
+    """Fit EASE on the training part: (rows of the item matrix that take part (m,), weights (m, m)).
+
+    Only the `most` popular items take part, for the fit inverts a matrix of that size.
+
+    Source: Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data", eq. 8.
+    """
+    kept = np.sort(pd.Index(item_ids).get_indexer(train["item_id"].value_counts().index[:most]))
+    if (kept < 0).any():
+        raise DataError(f"{(kept < 0).sum()} training items are not among the item ids")
+    column = pd.Index(item_ids[kept]).get_indexer(train["item_id"])
+    x = torch.zeros(train["user_id"].nunique(), len(kept))
+    x[pd.factorize(train["user_id"])[0][column >= 0], column[column >= 0]] = 1
+    inverse = torch.linalg.inv(x.T @ x + ridge * torch.eye(len(kept)))
+    weights = -inverse / inverse.diagonal()
+    return torch.as_tensor(kept), weights.fill_diagonal_(0)
+
+
+def ease_recommender(fitted: tuple[Tensor, Tensor], last: int, decay: float) -> Recommender:
+    """Apply EASE to each user's `last` items, weighted decay^age; other items than `fitted`'s score 0.
+
+    Steck's model is `last` = all, `decay` = 1; the rest is ours.
+    """
+    kept, weights = fitted
+
+    def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
+        place = history.places(user_ids)
+        x = torch.zeros(len(user_ids), len(history.item_ids))
+        for row, (start, n) in enumerate(zip(history.log_start[place], history.log_length[place], strict=True)):
+            recent = history.item_idx[start + max(n - last, 0):start + n].tolist()
+            for age, item in reversed(list(enumerate(reversed(recent)))):  # of a repeated item the latest counts
+                x[row, item] = decay ** age
+        scores = torch.zeros(len(user_ids), len(history.item_ids))
+        scores[:, kept] = x[:, kept] @ weights
+        return scores
+    return recommend

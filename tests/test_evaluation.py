@@ -1,0 +1,296 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from helpers.evaluation import (
+    bootstrap,
+    case_metrics,
+    ease_recommender,
+    fit_ease,
+    mask_seen,
+    policy_recommender,
+    popularity_recommender,
+    random_recommender,
+    rank_held_out,
+    split_last,
+    together,
+)
+from helpers.files import DataError
+from helpers.frames import Frames
+
+
+@pytest.fixture
+def log():
+    """Users 1 (four in one second), 2 (too short for two held-out ratings), 3 (just long enough)."""
+    rows = [(1, 10, 5), (1, 30, 7), (1, 20, 7), (1, 50, 7), (1, 40, 7), (2, 10, 1), (2, 20, 2),
+            (3, 50, 4), (3, 30, 4), (3, 10, 4)]
+    return pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"]).assign(rating=4.0)
+
+
+def pairs(part):
+    return list(zip(part["user_id"].tolist(), part["item_id"].tolist(), strict=True))
+
+
+def constant(scores):
+    return lambda history, user_ids: torch.tensor(scores).expand(len(user_ids), -1)
+
+
+def held_out(*rows):
+    return pd.DataFrame(rows, columns=["user_id", "item_id"]).assign(rating=4.0)
+
+
+# --- splits
+
+def test_last_rating_is_test_and_the_one_before_validation(log):
+    split = split_last(log)
+    assert pairs(split.test) == [(1, 40), (3, 10)]
+    assert pairs(split.valid) == [(1, 50), (3, 30)]
+    assert pairs(split.train) == [(1, 10), (1, 30), (1, 20), (2, 10), (2, 20), (3, 50)]
+
+
+def test_user_too_short_to_train_on_stays_in_training(log):
+    split = split_last(log, n_test=2, n_valid=1)
+    assert pairs(split.test) == [(1, 50), (1, 40)] and pairs(split.valid) == [(1, 20)]
+    assert {2, 3}.isdisjoint(split.test["user_id"]) and len(split.train) == 7
+
+
+def test_no_validation_part_on_demand(log):
+    split = split_last(log, n_test=1, n_valid=0)
+    assert pairs(split.test) == [(1, 40), (2, 20), (3, 10)] and len(split.valid) == 0
+
+
+def test_parts_are_indexed_from_zero_and_disjoint(log):
+    split = split_last(log)
+    assert all(part.index.tolist() == list(range(len(part))) for part in split)
+    assert sorted(pairs(split.train) + pairs(split.valid) + pairs(split.test)) == sorted(pairs(log))
+
+
+def test_nothing_to_hold_out_gets_a_sentence(log):
+    with pytest.raises(DataError, match="no user has more than 5 ratings"):
+        split_last(log, n_test=3, n_valid=2)
+
+
+def test_parts_together_are_the_log_again(log):
+    split = split_last(log)
+    pd.testing.assert_frame_equal(together(*split), log)
+    assert pairs(together(split.train, split.valid))[:4] == [(1, 10), (1, 30), (1, 20), (1, 50)]
+
+
+# --- ranks
+
+def test_seen_items_are_minus_infinity_and_others_untouched(frames, item_ids):
+    scores = torch.arange(10.0).reshape(2, 5) - 20
+    before = scores.clone()
+    masked = mask_seen(scores, frames, np.array([5, 2]))  # seen: 20, 40 and 30, 50, 20
+    seen = np.array([[item in (20, 40) for item in item_ids], [item in (30, 50, 20) for item in item_ids]])
+    np.testing.assert_array_equal(masked.numpy() == -np.inf, seen)
+    np.testing.assert_array_equal(masked.numpy()[~seen], before.numpy()[~seen])
+    assert torch.equal(scores, before)
+
+
+def test_seen_item_never_enters_the_slate_even_when_every_score_is_negative(frames, item_ids):
+    scores = torch.where(torch.tensor([item in (20, 40) for item in item_ids]), -0.001, -1000.0).expand(1, -1)
+    slate = mask_seen(scores, frames, np.array([5])).topk(3).indices[0]
+    assert set(item_ids[slate].tolist()) == {10, 30, 50}
+
+
+def test_mask_of_a_stranger_gets_a_sentence(frames):
+    with pytest.raises(DataError, match="99"):
+        mask_seen(torch.zeros(2, 5), frames, np.array([5, 99]))
+
+
+def test_mask_takes_scores_as_a_plain_array(frames):
+    assert torch.isinf(mask_seen(np.zeros((1, 5)), frames, np.array([5]))).sum() == 2
+
+
+def test_rank_counts_the_unseen_items_scored_above(frames):
+    recommend = constant([5.0, 4.0, 9.0, 8.0, 3.0])  # items 50, 10, 40, 20, 30; user 5 saw 40 and 20
+    ranked = rank_held_out(recommend, frames, held_out((5, 50), (5, 10), (5, 30), (2, 10), (2, 40)))
+    assert ranked["rank"].tolist() == [1, 2, 3, 2, 1]
+    assert pairs(ranked) == [(5, 50), (5, 10), (5, 30), (2, 10), (2, 40)]
+
+
+def test_ties_count_against_the_method(frames):
+    assert rank_held_out(constant([0.0] * 5), frames, held_out((5, 10), (2, 40)))["rank"].tolist() == [3, 2]
+
+
+def test_score_that_is_no_number_ranks_last(frames):
+    nan = float("nan")
+    own = rank_held_out(constant([1.0, nan, 1.0, 1.0, 1.0]), frames, held_out((5, 10)))["rank"].item()
+    assert own >= 3  # of three unseen items
+    other = rank_held_out(constant([nan, 5.0, 1.0, 1.0, 1.0]), frames, held_out((5, 10)))["rank"].item()
+    assert other == 2
+    assert rank_held_out(constant([nan] * 5), frames, held_out((5, 10)))["rank"].item() >= 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_ranks_do_not_depend_on_the_batch_size(frames, batch_size):
+    cases = held_out((5, 50), (1, 20), (2, 10), (5, 30), (2, 40))
+
+    def recommend(history, user_ids):
+        return history.last_states(user_ids)[:, :3] @ history.items.T
+
+    ranks = rank_held_out(recommend, frames, cases, batch_size)["rank"].tolist()
+    assert ranks == rank_held_out(recommend, frames, cases)["rank"].tolist()
+
+
+def test_held_out_item_without_a_row_gets_a_sentence(frames):
+    with pytest.raises(DataError, match="1 held-out items have no row"):
+        rank_held_out(constant([0.0] * 5), frames, held_out((5, 10), (5, 11)))
+
+
+def test_held_out_user_without_a_log_gets_a_sentence(frames):
+    with pytest.raises(DataError, match="99"):
+        rank_held_out(constant([0.0] * 5), frames, held_out((99, 10)))
+
+
+def test_no_cases_are_refused_with_a_sentence(frames):
+    with pytest.raises(DataError, match="nothing is held out"):
+        rank_held_out(constant([0.0] * 5), frames, held_out())
+
+
+def test_ranking_needs_no_gradients(frames):
+    weight, with_gradient = torch.ones(1, 5, requires_grad=True), []
+
+    def recommend(history, user_ids):
+        with_gradient.append((weight * 2).requires_grad)
+        return weight * 2
+
+    rank_held_out(recommend, frames, held_out((5, 10)))
+    assert with_gradient == [False]
+
+
+# --- metrics
+
+def test_metrics_by_hand():
+    ranked = pd.DataFrame({"rank": [1, 3, 10, 11], "rating": [5.0, 0.5, 3.0, 5.0]})
+    metrics = case_metrics(ranked)
+    np.testing.assert_allclose(metrics["NDCG@10"], [1, 1 / 2, 1 / np.log2(11), 0])
+    assert metrics["HR@10"].tolist() == [1, 1, 1, 0]
+    np.testing.assert_allclose(metrics["MRR"], [1, 1 / 3, 1 / 10, 1 / 11])
+    assert metrics["reward@10"].tolist() == [5, -4, 1, 0]
+
+
+def test_metrics_are_named_and_cut_at_k():
+    metrics = case_metrics(pd.DataFrame({"rank": [2, 3], "rating": [4.0, 4.0]}), k=2)
+    assert metrics["HR@2"].tolist() == [1, 0] and metrics["reward@2"].tolist() == [3, 0]
+    np.testing.assert_allclose(metrics["NDCG@2"], [1 / np.log2(3), 0])
+
+
+def test_interval_holds_the_mean_and_is_reproducible():
+    values = np.random.default_rng(1).exponential(size=80)
+    low, high = bootstrap(values)
+    assert low < values.mean() < high
+    assert bootstrap(values) == (low, high) and bootstrap(values, seed=1) != (low, high)
+
+
+def test_interval_is_as_wide_as_the_standard_error_says():
+    values = np.random.default_rng(1).normal(size=400)
+    low, high = bootstrap(values)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(400), rel=0.1)
+
+
+def test_interval_of_equal_values_has_no_width():
+    assert bootstrap(np.full(9, 0.25)) == (0.25, 0.25)
+
+
+# --- recommenders
+
+def test_popularity_counts_the_training_part(frames, item_ids):
+    train = pd.DataFrame({"item_id": [10, 10, 30, 20, 10, 30]})
+    scores = popularity_recommender(train)(frames, np.array([1, 5]))
+    assert scores.tolist() == [[0, 3, 0, 1, 2]] * 2  # items 50, 10, 40, 20, 30
+
+
+def test_random_scores_repeat_for_a_seed(frames):
+    users = np.array([1, 2, 5])
+    assert torch.equal(random_recommender(3)(frames, users), random_recommender(3)(frames, users))
+    assert not torch.equal(random_recommender(3)(frames, users), random_recommender(4)(frames, users))
+    assert random_recommender()(frames, users).shape == (3, 5)
+
+
+def ease_in_closed_form(x, ridge):
+    p = np.linalg.inv(x.T @ x + ridge * np.eye(x.shape[1]))
+    b = np.eye(x.shape[1]) - p @ np.diag(1 / np.diag(p))
+    np.fill_diagonal(b, 0)
+    return b
+
+
+def test_ease_is_its_closed_form(frames, ratings, item_ids):
+    x = (pd.crosstab(ratings["user_id"], ratings["item_id"])[item_ids].to_numpy() > 0).astype(float)
+    scores = ease_recommender(fit_ease(ratings, item_ids, 2.0), 100, 1.0)(frames, np.array([1, 2, 5, 7]))
+    np.testing.assert_allclose(scores, x @ ease_in_closed_form(x, 2.0), atol=1e-5)
+
+
+def test_ease_weighs_the_last_items_by_their_age(frames, ratings, item_ids):
+    x = (pd.crosstab(ratings["user_id"], ratings["item_id"])[item_ids].to_numpy() > 0).astype(float)
+    scores = ease_recommender(fit_ease(ratings, item_ids, 2.0), 2, 0.5)(frames, np.array([7, 5]))
+    # items 50, 10, 40, 20, 30: user 7 ends with 30, 20; user 5 with 20, 40
+    weights = np.array([[0, 0, 0, 1, 1 / 2], [0, 0, 1, 1 / 2, 0]])
+    np.testing.assert_allclose(scores, weights @ ease_in_closed_form(x, 2.0), atol=1e-5)
+
+
+def test_item_taken_twice_weighs_as_its_latest_time(ratings, item_ids, item_matrix):
+    x = (pd.crosstab(ratings["user_id"], ratings["item_id"])[item_ids].to_numpy() > 0).astype(float)
+    log = pd.DataFrame({"user_id": 4, "item_id": [10, 20, 10], "rating": 3.0, "timestamp": [1, 2, 3]})
+    history = Frames(log, item_ids, item_matrix, 2)
+    scores = ease_recommender(fit_ease(ratings, item_ids, 2.0), 3, 0.5)(history, np.array([4]))
+    np.testing.assert_allclose(scores, np.array([[0, 1, 0, 1 / 2, 0]]) @ ease_in_closed_form(x, 2.0), atol=1e-5)
+
+
+def test_ease_on_the_popular_items_leaves_the_others_at_zero(frames, item_ids):
+    train = pd.DataFrame({"user_id": [1, 1, 2, 2, 3, 3, 4], "item_id": [10, 20, 10, 20, 10, 30, 20]})
+    scores = ease_recommender(fit_ease(train, item_ids, 1.0, most=2), 9, 1.0)(frames, np.array([1, 5])).numpy()
+    b = ease_in_closed_form(np.array([[1.0, 1], [1, 1], [1, 0], [0, 1]]), 1.0)  # items 10 and 20
+    expected = np.zeros((2, 5))
+    expected[0, [1, 3]] = np.array([1, 1]) @ b
+    expected[1, [1, 3]] = np.array([0, 1]) @ b
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+def test_ease_refuses_a_stranger(frames, ratings, item_ids):
+    with pytest.raises(DataError, match="99"):
+        ease_recommender(fit_ease(ratings, item_ids, 1.0), 9, 1.0)(frames, np.array([99]))
+
+
+class Probe(torch.nn.Module):
+    def __init__(self, fail=False):
+        super().__init__()
+        self.dropout, self.fail, self.modes = torch.nn.Dropout(0.5), fail, []
+
+    def forward(self, state):
+        self.modes.append((self.training, self.dropout.training, torch.is_grad_enabled()))
+        if self.fail:
+            raise RuntimeError("no memory")
+        return self.dropout(state[:, :3])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_policy_is_asked_in_evaluation_mode_and_left_as_it_was(frames, training):
+    actor = Probe().train(training)
+    users = np.array([7, 1])
+    scores = policy_recommender(actor)(frames, users)
+    assert actor.modes == [(False, False, False)]
+    assert actor.training is training and actor.dropout.training is training
+    torch.testing.assert_close(scores, frames.last_states(users)[:, :3] @ frames.items.T)
+
+
+def test_policy_that_fails_is_left_as_it_was(frames):
+    actor = Probe(fail=True).train()
+    with pytest.raises(RuntimeError):
+        policy_recommender(actor)(frames, np.array([7]))
+    assert actor.training
+
+
+def test_policy_can_be_a_plain_function(frames):
+    scores = policy_recommender(lambda state: state[:, 3:6])(frames, np.array([5]))
+    torch.testing.assert_close(scores, frames.items[2:3] @ frames.items.T)  # item 40 was the last
+
+
+def test_recommender_that_knows_the_item_ranks_it_first(frames, item_ids):
+    def oracle(history, user_ids):
+        return torch.nn.functional.one_hot(torch.tensor([1] * len(user_ids)), 5).float() - 7
+
+    metrics = case_metrics(rank_held_out(oracle, frames, held_out((5, 10), (2, 10), (7, 10))))
+    assert metrics["NDCG@10"].tolist() == [1, 1, 1]
