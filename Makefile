@@ -1,0 +1,34 @@
+# make run   fetch the data, execute the lessons, print what they reached   (DATASET=name, folder or .zip)
+# make test  lint, unit tests, and every notebook cell by cell
+# make lab   open the lessons in JupyterLab
+PYTHON  ?= python3.11
+DATASET ?= ml-100k
+BIN     := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: run test lab notes clean
+.DELETE_ON_ERROR:
+
+.venv/ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --progress-bar on -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+run: .venv/ready
+	@$(BIN)/python -m helpers.series --dataset "$(DATASET)"
+
+test: .venv/ready
+	$(BIN)/ruff check .
+	rm -rf .test
+	RECNN_ROOT=$(CURDIR)/.test $(BIN)/python -m pytest helpers tests --nbval notes --nbval-cell-timeout=1800 -v
+
+lab: .venv/ready
+	cd notes && ../$(BIN)/jupyter lab
+
+# for whoever edits a lesson: execute it into notes/ as it is committed, e.g. make notes ONLY="05 09"
+notes: .venv/ready
+	@$(BIN)/python -m helpers.series --dataset ml-100k --in-place --force $(ONLY)
+
+clean:
+	rm -rf .venv .test

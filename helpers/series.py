@@ -1,0 +1,199 @@
+"""Run the lessons in order: `python -m helpers.series` is what `make run` calls."""
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from tqdm import tqdm
+
+from helpers.datasets import fetch, fetch_model
+from helpers.files import DEFAULT_DATASET, PROJECT, DataError, data_dir, replacing, res_dir, shown, write_json
+
+NOTES = PROJECT / "notes"
+
+# lesson → (lessons whose artefacts it reads, what it writes in data/<dataset>/, figures in res/)
+LESSONS: dict[str, tuple[list[str], list[str], list[str]]] = {
+    "00_architecture": ([], [], []),
+    "01_data_parsing": ([], ["infos.json"], []),
+    "02_embeddings": (["01_data_parsing"], ["texts_bert.p"], []),
+    "03_pca": (["01_data_parsing", "02_embeddings"], ["embeddings.npz", "features.json"], []),
+    "04_static_dataset": (["03_pca"], ["transitions.hdf5"], []),
+    "05_ddpg": (["03_pca"], ["policies/ddpg.pt", "runs/ddpg/scalars.csv", "runs/ddpg/actions.npz"], ["05_ddpg.json"]),
+    "09_diagnostics": (["05_ddpg"], [], ["graphs.png", "cov.png", "embeddings.png"]),
+}
+
+
+def code_of(notebook: nbformat.NotebookNode) -> list[str]:
+    """Return the sources of a notebook's code cells."""
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def modules_of(sources: list[str], found: set[str] | None = None) -> set[str]:
+    """Return the names of the helpers modules that sources import, directly or through each other."""
+    found = set() if found is None else found
+    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "helpers":
+            names = [alias.name for alias in node.names] if node.module == "helpers" else [node.module.split(".")[1]]
+            for name in names:
+                if name not in found:
+                    found.add(name)
+                    modules_of([(PROJECT / "helpers" / f"{name}.py").read_text(encoding="utf-8")], found)
+    return found
+
+
+def fingerprint(notebook: nbformat.NotebookNode, upstream: list[str], source: str) -> str:
+    """Return a hash of all a lesson depends on: its code, its helpers, the versions, the data, the lessons before."""
+    code = code_of(notebook)
+    helpers = [(PROJECT / "helpers" / f"{name}.py").read_text(encoding="utf-8") for name in sorted(modules_of(code))]
+    pins = (PROJECT / "requirements.txt").read_text(encoding="utf-8")
+    return hashlib.sha256(json.dumps([code, helpers, pins, upstream, source]).encode()).hexdigest()
+
+
+def source_of(raw: Path) -> str:
+    """Return a hash of the names, sizes and times of the raw files."""
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(raw.iterdir())]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def state_of(paths: list[Path]) -> list | None:
+    """Return (name, size, time) of every path, or None when one is missing."""
+    if not all(path.exists() for path in paths):
+        return None
+    return [[shown(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+
+
+def execute(notebook: nbformat.NotebookNode, on_cell) -> None:
+    """Run every cell in a fresh kernel in notes/, calling `on_cell` after each code cell; tidy the outputs."""
+    def executed(cell, cell_index, execute_reply):
+        on_cell()
+
+    client = NotebookClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True,
+                            on_cell_executed=executed, extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                            resources={"metadata": {"path": str(NOTES)}}, record_timing=False)
+    client.execute()
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":  # a progress bar is for the one who waits, not for the one who reads
+            cell.outputs = [output for output in cell.outputs
+                            if "application/vnd.jupyter.widget-view+json" not in output.get("data", {})]
+
+
+def explain(name: str, notebook: nbformat.NotebookNode, error: Exception) -> str:
+    """Say which notebook and cell failed, show the cell, and give the error."""
+    done = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.get("execution_count")]
+    number, source = len(done), done[-1].source if done else ""
+    reason = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
+    reason = re.sub(r"\x1b\[[0-9;]*m", "", reason)
+    shown_source = "\n".join(f"    {line}" for line in source.splitlines())
+    return f"\nnotes/{name}.ipynb stopped in code cell [{number}]:\n\n{shown_source}\n\n{reason}\n"
+
+
+def run(dataset: str, only: list[str] | None = None, in_place: bool = False, force: bool = False) -> int:
+    """Run what is not up to date, show one progress bar and a closing table; return the exit code."""
+    if Path(dataset).expanduser().exists():
+        dataset = str(Path(dataset).expanduser().resolve())
+    os.environ["RECNN_DATASET"] = dataset  # the kernels inherit it
+    try:
+        raw = fetch(dataset)
+        fetch_model()
+    except (DataError, OSError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    home = data_dir(dataset)
+    record_path = home / "run.json"
+    record = json.loads(record_path.read_text(encoding="utf-8")) if record_path.exists() else {}
+    lessons = {name: nbformat.read(NOTES / f"{name}.ipynb", as_version=4) for name in LESSONS}
+    prints: dict[str, str] = {}
+    stale = []
+    for name, (reads, writes, figures) in LESSONS.items():
+        prints[name] = fingerprint(lessons[name], [prints[before] for before in reads], source_of(raw))
+        outputs = [home / path for path in writes] + [res_dir(dataset) / path for path in figures]
+        known = record.get(name, {})
+        chosen = only is None or any(name.startswith(prefix) for prefix in only)
+        current = known.get("fingerprint") == prints[name] and known.get("outputs") == state_of(outputs)
+        if chosen and (force or not current or any(before in stale for before in reads)):
+            stale.append(name)
+    bar = tqdm(total=sum(len(code_of(lessons[name])) for name in stale), unit="cell", disable=not stale,
+               bar_format="{desc:<20}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} cells [{elapsed}]")
+    for name in stale:
+        bar.set_description_str(name)
+        outputs = [home / path for path in LESSONS[name][1]] + [res_dir(dataset) / path for path in LESSONS[name][2]]
+        started = time.monotonic()
+        try:
+            execute(lessons[name], bar.update)
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            bar.close()
+            print(explain(name, lessons[name], error), file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            bar.close()
+            print(f"\ninterrupted in notes/{name}.ipynb; finished lessons are kept: the same command goes on there",
+                  file=sys.stderr)
+            return 130
+        place = NOTES if in_place else home / "notes"
+        with replacing(place / f"{name}.ipynb") as beside:
+            nbformat.write(lessons[name], beside)
+        lacking = [shown(path) for path in outputs if not path.exists()]
+        if lacking:
+            bar.close()
+            print(f"\nnotes/{name}.ipynb ran but did not write {', '.join(lacking)}", file=sys.stderr)
+            return 1
+        record[name] = {"fingerprint": prints[name], "outputs": state_of(outputs),
+                        "seconds": round(time.monotonic() - started, 1)}
+        write_json(record_path, record)
+    bar.close()
+    if in_place:
+        readme = PROJECT / "README.md"
+        text = re.sub(r"<!-- results -->.*<!-- /results -->", results_block(res_dir(dataset) / "05_ddpg.json"),
+                      readme.read_text(encoding="utf-8"), flags=re.S)
+        with replacing(readme) as beside:
+            beside.write_text(text, encoding="utf-8")
+    print(closing_table(dataset, record, stale))
+    return 0
+
+
+def closing_table(dataset: str, record: dict, ran: list[str]) -> str:
+    """Return the table at the end of a run: seconds and artefacts of each lesson, held-out numbers of the policy."""
+    lines = [f"\n{'notebook':<20}{'seconds':>9}   wrote"]
+    for name, known in record.items():
+        wrote = ", ".join(path for path, _, _ in known["outputs"]) or "–"
+        seconds = f"{known['seconds']:.0f}" if name in ran else "kept"
+        lines.append(f"{name:<20}{seconds:>9}   {wrote}")
+    results = res_dir(dataset) / "05_ddpg.json"
+    if results.exists():
+        table = pd.DataFrame(json.loads(results.read_text(encoding="utf-8"))["table"])
+        lines += ["", f"{dataset}: each user's last interaction, ranked among the whole catalogue",
+                  table.to_string(index=False)]
+    return "\n".join(lines)
+
+
+def results_block(results: Path) -> str:
+    """Return the README's table of held-out numbers, in Markdown, from res/05_ddpg.json."""
+    table = json.loads(results.read_text(encoding="utf-8"))["table"]
+    rows = [[f"{value:.3f}" if isinstance(value, float) else value for value in row.values()] for row in table]
+    lines = [f"| {' | '.join(cells)} |" for cells in (table[0], ["---"] * len(table[0]), *rows)]
+    return "<!-- results -->\n" + "\n".join(lines) + "\n<!-- /results -->"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m helpers.series", description=__doc__)
+    parser.add_argument("only", nargs="*", help="run these lessons alone, e.g. 05 09")
+    parser.add_argument("--dataset", default=DEFAULT_DATASET, help="a name, a folder or a .zip")
+    parser.add_argument("--in-place", action="store_true", help="write the outputs into notes/, as committed")
+    parser.add_argument("--force", action="store_true", help="run even what is up to date")
+    options = parser.parse_args()
+    return run(options.dataset or DEFAULT_DATASET, options.only or None, options.in_place, options.force)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""What a reader would stumble over in a notebook, whatever its code does."""
+
+import ast
+import re
+
+import nbformat
+import pytest
+from lessons import NOTES
+
+from helpers.series import LESSONS
+
+PATHS = sorted(NOTES.glob("*.ipynb"))
+HEADINGS = ("**Goal", "**You will learn", "## Setup", "## What can go wrong", "## References")
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def notebook(request):
+    book = nbformat.read(request.param, as_version=4)
+    book.metadata["name"] = request.param.stem
+    return book
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def prose(notebook):
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def outputs(notebook):
+    return [output for cell in code_cells(notebook) for output in cell.outputs]
+
+
+def test_every_notebook_is_a_lesson_of_the_series_and_the_other_way_round():
+    assert [path.stem for path in PATHS] == list(LESSONS)
+
+
+def test_is_valid_and_has_unique_cell_ids(notebook):
+    name = notebook.metadata.pop("name")
+    nbformat.validate(notebook)
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids), name
+
+
+def test_opens_with_number_goal_citation_and_table(notebook):
+    number = notebook.metadata["name"].split("_")[0]
+    first = notebook.cells[0].source
+    assert first.startswith(f"# {number}. ")
+    assert re.search(r"\]\(https?://", first), "a paper with its link"
+    assert "| in |" in first.replace("*", "") and "| out |" in first.replace("*", "")
+    assert len(re.findall(r"^- ", first.split("You will learn")[1], flags=re.M)) <= 4
+
+
+def test_has_its_sections_in_order(notebook):
+    text = prose(notebook)
+    places = [text.find(heading) for heading in HEADINGS]
+    assert -1 not in places, HEADINGS[places.index(-1)]
+    assert places == sorted(places)
+
+
+def test_was_run_top_to_bottom_in_a_fresh_kernel(notebook):
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+
+
+def test_no_cell_is_empty_or_longer_than_25_lines(notebook):
+    for cell in notebook.cells:
+        assert cell.source.strip(), cell.id
+        if cell.cell_type == "code":
+            assert cell.source.count("\n") < 25, cell.id
+
+
+def test_every_code_cell_group_is_introduced_in_words(notebook):
+    run = 0
+    for cell in notebook.cells:
+        run = run + 1 if cell.cell_type == "code" else 0
+        assert run <= 2, f"{cell.id}: a third code cell in a row without a sentence"
+
+
+def test_no_error_warning_or_dead_widget_is_committed(notebook):
+    for output in outputs(notebook):
+        assert output.output_type != "error"
+        assert output.get("name") != "stderr"
+        assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+
+
+def test_holds_no_path_key_or_install(notebook):
+    text = nbformat.writes(notebook)
+    assert not re.search(r"/(work|root|home|tmp|Users)/", text)
+    assert not re.search(r"api_key\s*=\s*['\"]\w", text)
+    for cell in code_cells(notebook):
+        assert not re.search(r"^\s*[!%]", cell.source, flags=re.M), cell.id
+        assert "except:" not in cell.source
+
+
+def test_is_small(notebook):
+    assert len(nbformat.writes(notebook)) < 1_500_000
+
+
+def test_has_one_parameters_cell_of_constants(notebook):
+    tagged = [cell for cell in code_cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    for node in ast.parse(tagged[0].source).body:
+        assert isinstance(node, ast.Assign)
+        assert all(target.id.isupper() for target in node.targets)
+
+
+def test_compares_an_output_for_real(notebook):
+    compared = [cell for cell in code_cells(notebook)
+                if "nbval-ignore-output" not in cell.metadata.get("tags", [])
+                and any("text/plain" in output.get("data", {}) or output.output_type == "stream"
+                        for output in cell.outputs)]
+    assert len(compared) >= 3
+
+
+def test_asserts_something(notebook):
+    assert sum(cell.source.count("assert ") for cell in code_cells(notebook)) >= 3
+
+
+def test_no_function_reads_a_name_that_another_cell_sets(notebook):
+    trees = {cell.id: ast.parse(cell.source) for cell in code_cells(notebook)}
+    variables = {target.id for tree in trees.values() for node in tree.body
+                 if isinstance(node, ast.Assign | ast.AugAssign | ast.For)
+                 for target in ast.walk(node) if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store)
+                 and not target.id.isupper()}
+    for cell_id, tree in trees.items():
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.Lambda)):
+            own = {a.arg for f in ast.walk(function) if isinstance(f, ast.FunctionDef | ast.Lambda)
+                   for a in (*f.args.args, *f.args.kwonlyargs)}
+            own |= {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            read = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+            if isinstance(function, ast.FunctionDef):
+                assert not (read - own) & variables, f"{cell_id}: {function.name} reads {(read - own) & variables}"
+
+
+def test_two_lessons_do_not_define_the_same_function():
+    where: dict[str, list[str]] = {}
+    for path in PATHS:
+        for cell in code_cells(nbformat.read(path, as_version=4)):
+            for node in ast.parse(cell.source).body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                    where.setdefault(node.name, []).append(path.stem)
+    assert {name: books for name, books in where.items() if len(books) > 1} == {}

@@ -1,0 +1,210 @@
+"""The rules of reinforcement learning that this project will not break, on the lessons' own cells."""
+
+import ast
+import copy
+import json
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from lessons import NOTES, load_lesson
+
+from helpers import training
+from helpers.files import PROJECT
+from helpers.frames import Frames, reward_of
+
+GAMMA, TAU = 0.9, 0.02
+
+
+@pytest.fixture(scope="module")
+def ddpg():
+    return load_lesson("05_ddpg")
+
+
+@pytest.fixture
+def frames():
+    rng = np.random.default_rng(0)
+    n = 20 * 15  # users times ratings
+    ratings = pd.DataFrame({"user_id": np.repeat(np.arange(20), 15), "item_id": rng.integers(12, size=n),
+                            "rating": rng.integers(1, 11, size=n) / 2, "timestamp": np.arange(n)})
+    return Frames(ratings, np.arange(12), rng.normal(size=(12, 6)).astype(np.float32), frame_size=3)
+
+
+@pytest.fixture
+def agent(ddpg):
+    return ddpg.new_agent(0, 3, 6, 1e-3, hidden_size=32, dropout=0.0, item_dropout=0.0)
+
+
+def step(ddpg, agent, frames, index=None, **options):
+    index = torch.arange(len(frames)) if index is None else index
+    return ddpg.update(agent, frames, index, gamma=GAMMA, tau=TAU, decay=0.7, **options)
+
+
+def policy_value(ddpg, agent, critic, frames):
+    state = frames.gather(torch.arange(len(frames))).state
+    with torch.no_grad():
+        return critic(state, ddpg.mean_item(agent["actor"](state), frames.items)).mean().item()
+
+
+def test_1_an_actor_step_against_a_frozen_critic_raises_q(ddpg, agent, frames):
+    for group in agent["critic_optimiser"].param_groups:
+        group["lr"] = 0.0
+    critic = copy.deepcopy(agent["critic"])
+    before = policy_value(ddpg, agent, critic, frames)
+    step(ddpg, agent, frames, behaviour_weight=0.0)
+    assert all(torch.equal(a, b) for a, b in zip(critic.parameters(), agent["critic"].parameters(), strict=True))
+    assert policy_value(ddpg, agent, critic, frames) > before
+
+
+def test_1_the_actor_step_leaves_no_gradient_in_the_critic(ddpg, agent, frames):
+    t = frames.gather(torch.arange(8))
+    value, _ = ddpg.value_term(agent, t, agent["actor"](t.state), frames.items, ddpg.mean_item)
+    value.backward()
+    assert all(parameter.grad is None for parameter in agent["critic"].parameters())
+    assert any(parameter.grad is not None for parameter in agent["actor"].parameters())
+
+
+def test_2_a_loss_of_two_shapes_is_refused(ddpg):
+    with pytest.raises(ValueError, match=r"\(4, 1\) and \(4,\) would broadcast"):
+        ddpg.squared_error(torch.zeros(4, 1), torch.zeros(4))
+    assert ddpg.squared_error(torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [1.0]])).item() == 5 / 2
+
+
+def test_2_the_critic_learns_each_row_and_not_the_mean_of_the_batch(ddpg, agent, frames):
+    for _ in range(300):
+        step(ddpg, agent, frames, behaviour_weight=1.0)
+    t = frames.gather(torch.arange(len(frames)))
+    with torch.no_grad():
+        q = agent["critic"](t.state, t.action)
+    assert np.corrcoef(q[:, 0], t.reward[:, 0])[0, 1] > 0.8
+
+
+def test_3_targets_are_not_clamped_and_returns_lie_inside_their_bounds(ddpg):
+    assert ddpg.td_target(torch.tensor([[5.0]]), torch.tensor([[1000.0]]), torch.zeros(1, 1), GAMMA).item() == 905
+    rng = np.random.default_rng(0)
+    rewards = reward_of(rng.integers(1, 11, size=(50, 400)) / 2)
+    total = (rewards * GAMMA ** np.arange(400)).sum(axis=1)
+    assert (total > -4 / (1 - GAMMA)).all() and (total < 5 / (1 - GAMMA)).all() and (np.abs(total) > 5).any()
+
+
+def test_4_a_log_that_ends_is_bootstrapped_through_unless_told_otherwise(ddpg):
+    reward, next_q, done = torch.ones(2, 1), torch.full((2, 1), 10.0), torch.tensor([[0.0], [1.0]])
+    assert ddpg.td_target(reward, next_q, done, GAMMA).tolist() == [[10.0], [10.0]]
+    assert ddpg.td_target(reward, next_q, done, GAMMA, stop_at_done=True).tolist() == [[10.0], [1.0]]
+
+
+def test_4_future_items_never_come_from_another_user(ddpg, frames):
+    index = torch.arange(len(frames))
+    later = frames.next_items(index, 5)
+    user = torch.arange(len(frames)) // 12  # fifteen ratings, frames of three: twelve transitions a user
+    for k in range(5):
+        same = torch.arange(len(frames)) + k < (user + 1) * 12
+        assert torch.equal(later[:, k] >= 0, same)
+
+
+def test_5_targets_are_exactly_the_polyak_mix_and_moved(ddpg, agent, frames):
+    for _ in range(2):  # from the second step on, source and target differ
+        before = {name: copy.deepcopy(agent[f"{name}_target"]) for name in ("actor", "critic")}
+        step(ddpg, agent, frames)
+    for name, old in before.items():
+        rows = zip(agent[f"{name}_target"].parameters(), old.parameters(), agent[name].parameters(), strict=True)
+        moved = []
+        for new, was, source in rows:
+            torch.testing.assert_close(new, (1 - TAU) * was + TAU * source, rtol=1e-6, atol=1e-7)
+            moved.append(not torch.equal(new, was))
+        assert all(moved), name
+
+
+def test_6_the_mean_item_stays_among_the_items_however_long_the_proto_action(ddpg, frames):
+    proto_action = 1e4 * torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    mean = ddpg.mean_item(proto_action, frames.items)
+    low, high = frames.items.min(dim=0).values, frames.items.max(dim=0).values
+    assert ((mean >= low - 1e-5) & (mean <= high + 1e-5)).all()
+    assert torch.allclose(ddpg.log_policy(proto_action, frames.items).exp().sum(dim=1), torch.ones(50))
+
+
+def test_6_the_behaviour_term_by_hand_and_its_direction(ddpg, agent, frames):
+    log_p = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]))
+    next_items = torch.tensor([[0, 1], [2, -1]])
+    by_hand = -(((np.log(0.5) + 0.5 * np.log(0.25)) / 1.5) + np.log(0.8)) / 2
+    assert ddpg.behaviour_loss(log_p, next_items, 0.5).item() == pytest.approx(by_hand, rel=1e-6)
+    first = step(ddpg, agent, frames, value_weight=0.0)["loss/behaviour"].item()
+    for _ in range(50):
+        last = step(ddpg, agent, frames, value_weight=0.0)["loss/behaviour"].item()
+    assert last < first
+
+
+def test_6_both_kinds_of_q_and_the_distance_to_the_items_are_logged():
+    source = "\n".join(cell.source for cell in nbformat.read(NOTES / "05_ddpg.ipynb", as_version=4).cells)
+    for name in ("Q/logged action", "Q/policy's action", "distance/nearest item"):
+        assert source.count(f'"{name}"') >= 1, name
+
+
+def test_6_the_supervised_twin_never_touches_its_critic(ddpg, agent, frames):
+    before = copy.deepcopy(agent["critic"])
+    step(ddpg, agent, frames, value_weight=0.0)
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), agent["critic"].parameters(), strict=True))
+
+
+def test_9_after_the_split_lesson_3_reads_the_training_part_alone():
+    cells = [c for c in nbformat.read(NOTES / "03_pca.ipynb", as_version=4).cells if c.cell_type == "code"]
+    split_at = next(i for i, cell in enumerate(cells) if "split_last(ratings)" in cell.source)
+    for cell in cells[split_at + 1:]:
+        read = {node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)}
+        assert not read & {"ratings", "valid", "test"}, cell.id
+
+
+def test_10_a_saved_policy_resumes_to_the_identical_next_step(ddpg, frames, tmp_path):
+    agent = ddpg.new_agent(0, 3, 6, 1e-3, hidden_size=32)  # with dropout: random numbers must resume too
+    for seed in range(5):
+        step(ddpg, agent, frames, torch.randperm(len(frames), generator=torch.Generator().manual_seed(seed))[:64])
+    training.save_policy(tmp_path / "policy.pt", agent["actor_target"], agent)
+    step(ddpg, agent, frames)
+    again = ddpg.new_agent(1, 3, 6, 1e-3, hidden_size=32)
+    _, checkpoint = training.load_policy(tmp_path / "policy.pt")
+    training.restore(again, checkpoint["parts"])
+    step(ddpg, again, frames)
+    for name in ("actor", "critic", "actor_target", "critic_target"):
+        for a, b in zip(agent[name].parameters(), again[name].parameters(), strict=True):
+            assert torch.equal(a, b), name
+
+
+def test_10_the_same_seed_gives_the_same_agent(ddpg, frames):
+    weights = []
+    for _ in range(2):
+        agent = ddpg.new_agent(3, 3, 6, 1e-3, hidden_size=32)
+        for index in frames.sample(64, seed=1):
+            step(ddpg, agent, frames, index)
+        weights.append([parameter.clone() for parameter in agent["actor_target"].parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def test_11_covariances_have_dimensions_for_columns():
+    cells = [c for c in nbformat.read(NOTES / "09_diagnostics.ipynb", as_version=4).cells if c.cell_type == "code"]
+    calls = [node for cell in cells for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)
+             and ast.unparse(node.func) == "np.cov" and "three" not in ast.unparse(node)]
+    assert calls
+    for call in calls:
+        assert {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords} == {"rowvar": "False"}
+
+
+def test_12_the_lesson_pools_real_tokens_alone():
+    masked_mean = load_lesson("02_embeddings").masked_mean
+    h = torch.randn(1, 5, 7, generator=torch.Generator().manual_seed(0))
+    padded = torch.cat([h, torch.full((1, 4, 7), 99.0)], dim=1)
+    alone = masked_mean(h, torch.ones(1, 5))
+    assert torch.allclose(masked_mean(padded, torch.tensor([[1] * 5 + [0] * 4])), alone, atol=1e-6)
+    assert not torch.allclose(masked_mean(padded, torch.ones(1, 9)), alone, atol=1)
+
+
+def test_13_the_published_numbers_stand_beside_baselines_and_say_how_many_cases():
+    results = json.loads((PROJECT / "res" / "05_ddpg.json").read_text(encoding="utf-8"))
+    ndcg = {row["model"]: row["NDCG@10"] for row in results["table"]}
+    assert results["dataset"] == "ml-100k" and results["test cases"] == 943 and results["seeds"] >= 3
+    assert ndcg["random"] < 0.01
+    assert ndcg["popularity"] == pytest.approx(0.043, abs=0.001)
+    assert ndcg["EASE"] == pytest.approx(0.071, abs=0.002)
+    assert ndcg["DDPG"] > 2.5 * ndcg["popularity"]
+    assert {"supervised twin", "EASE, recent films"} <= ndcg.keys()

@@ -1,0 +1,101 @@
+import json
+
+import nbformat
+import pytest
+
+from helpers import files, series
+
+
+@pytest.fixture
+def small_series(tmp_path, monkeypatch):
+    """Return a function that lays a series of two tiny notebooks and runs it."""
+    notes, raw = tmp_path / "notes", tmp_path / "clicks"
+    notes.mkdir()
+    raw.mkdir()
+    (raw / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,1,5,0\n")
+    monkeypatch.setattr(series, "NOTES", notes)
+    monkeypatch.setattr(series, "fetch_model", lambda: None)
+    monkeypatch.setattr(series, "LESSONS", {"01_a": ([], ["a.txt"], []), "02_b": (["01_a"], [], ["b.txt"])})
+    monkeypatch.setattr(series, "data_dir", lambda dataset: files.data_dir(dataset, tmp_path))
+    monkeypatch.setattr(series, "res_dir", lambda dataset: files.res_dir(dataset, tmp_path))
+    monkeypatch.setattr(series, "shown", lambda path: path.name)
+
+    def run(first="x = 1", second="y = 2", **options):
+        home = tmp_path / "data" / "clicks"
+        writes = {"01_a": home / "a.txt", "02_b": home / "res" / "b.txt"}
+        for name, source in {"01_a": first, "02_b": second}.items():
+            write = f"from pathlib import Path; p = Path({str(writes[name])!r}); p.parent.mkdir(exist_ok=True)\n"
+            cells = [source, "" if "no output" in source else write + "p.write_text(str(p.exists()))"]
+            book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells if cell])
+            nbformat.write(book, notes / f"{name}.ipynb")
+        return series.run(str(raw), **options), home
+    return run
+
+
+def ran(captured):
+    return [line.split()[0] for line in captured.out.splitlines() if line.startswith("0") and "kept" not in line]
+
+
+def test_runs_in_order_and_does_not_redo_what_is_up_to_date(small_series, capfd):
+    code, home = small_series()
+    assert code == 0 and ran(capfd.readouterr()) == ["01_a", "02_b"]
+    assert nbformat.read(home / "notes" / "02_b.ipynb", as_version=4).cells[0].execution_count == 1
+    assert small_series()[0] == 0 and ran(capfd.readouterr()) == []
+    assert small_series(second="y = 3")[0] == 0 and ran(capfd.readouterr()) == ["02_b"]
+    assert small_series(first="x = 2", second="y = 3")[0] == 0 and ran(capfd.readouterr()) == ["01_a", "02_b"]
+    (home / "a.txt").unlink()
+    assert small_series(first="x = 2", second="y = 3")[0] == 0 and ran(capfd.readouterr()) == ["01_a", "02_b"]
+
+
+def test_a_failing_cell_stops_the_run_with_its_name_and_error(small_series, capfd):
+    code, home = small_series(second="raise ValueError('no such film')")
+    error = capfd.readouterr().err
+    assert code == 1
+    assert "notes/02_b.ipynb stopped in code cell [1]" in error
+    assert "    raise ValueError('no such film')" in error and "ValueError: no such film" in error
+    assert not (home / "notes" / "02_b.ipynb").exists() and not (home / "res" / "b.txt").exists()
+    assert list(json.loads((home / "run.json").read_text())) == ["01_a"]
+
+
+def test_a_lesson_that_does_not_write_what_it_promises_fails(small_series, capfd):
+    assert small_series(second="y = 'no output'")[0] == 1
+    assert "did not write b.txt" in capfd.readouterr().err
+
+
+def test_unknown_data_set_is_a_sentence(capfd, monkeypatch):
+    monkeypatch.setenv("RECNN_DATASET", "")
+    assert series.run("ml-99k") == 1
+    assert "'ml-99k' is neither a folder" in capfd.readouterr().err
+
+
+def test_outputs_are_tidied_of_progress_bars(monkeypatch, tmp_path):
+    monkeypatch.setattr(series, "NOTES", tmp_path)
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(
+        "from tqdm.auto import tqdm\nfor _ in tqdm(range(3), leave=False):\n    pass\nprint('done')")])
+    series.execute(book, lambda: None)
+    assert [output.get("text") for output in book.cells[0].outputs] == ["done\n"]
+
+
+def test_a_lesson_depends_on_the_helpers_it_imports_and_on_theirs():
+    assert series.modules_of(["from helpers.frames import Frames"]) == {"frames", "files"}
+    assert "files" in series.modules_of(["from helpers import metadata"])
+    assert series.modules_of(["import numpy"]) == set()
+
+
+def test_fingerprint_ignores_prose_and_sees_code_and_data():
+    def book(code, prose="hello"):
+        return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(prose), nbformat.v4.new_code_cell(code)])
+    base = series.fingerprint(book("x = 1"), [], "raw")
+    assert series.fingerprint(book("x = 1", "other words"), [], "raw") == base
+    assert len({base, series.fingerprint(book("x = 2"), [], "raw"), series.fingerprint(book("x = 1"), ["up"], "raw"),
+                series.fingerprint(book("x = 1"), [], "other")}) == 4
+
+
+def test_readme_shows_the_committed_numbers():
+    assert series.results_block(files.PROJECT / "res" / "05_ddpg.json") in (files.PROJECT / "README.md").read_text()
+
+
+def test_every_lesson_reads_only_earlier_ones():
+    names = list(series.LESSONS)
+    for name, (reads, _, _) in series.LESSONS.items():
+        assert all(names.index(before) < names.index(name) for before in reads)
