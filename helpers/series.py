@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -72,7 +73,7 @@ def state_of(paths: list[Path]) -> list | None:
     return [[shown(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
-def execute(notebook: nbformat.NotebookNode, on_cell) -> None:
+def execute(notebook: nbformat.NotebookNode, on_cell: Callable[[], None], dataset: str = DEFAULT_DATASET) -> None:
     """Run every cell in a fresh kernel in notes/, calling `on_cell` after each code cell; tidy the outputs."""
     def executed(cell, cell_index, execute_reply):
         on_cell()
@@ -80,7 +81,7 @@ def execute(notebook: nbformat.NotebookNode, on_cell) -> None:
     client = NotebookClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True,
                             on_cell_executed=executed, extra_arguments=["--IPKernelApp.log_level=ERROR"],
                             resources={"metadata": {"path": str(NOTES)}}, record_timing=False)
-    client.execute()
+    client.execute(env={**os.environ, "RECNN_DATASET": dataset})
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":  # a progress bar is for the one who waits, not for the one who reads
@@ -102,7 +103,6 @@ def run(dataset: str, only: list[str] | None = None, in_place: bool = False, for
     """Run what is not up to date, show one progress bar and a closing table; return the exit code."""
     if Path(dataset).expanduser().exists():
         dataset = str(Path(dataset).expanduser().resolve())
-    os.environ["RECNN_DATASET"] = dataset  # the kernels inherit it
     try:
         raw = fetch(dataset)
         fetch_model()
@@ -130,7 +130,7 @@ def run(dataset: str, only: list[str] | None = None, in_place: bool = False, for
         outputs = [home / path for path in LESSONS[name][1]] + [res_dir(dataset) / path for path in LESSONS[name][2]]
         started = time.monotonic()
         try:
-            execute(lessons[name], bar.update)
+            execute(lessons[name], bar.update, dataset)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             bar.close()
             print(explain(name, lessons[name], error), file=sys.stderr)

@@ -71,6 +71,11 @@ def test_no_cell_is_empty_or_longer_than_25_lines(notebook):
             assert cell.source.count("\n") < 25, cell.id
 
 
+def test_no_cell_hides_its_value_with_a_semicolon(notebook):
+    for cell in code_cells(notebook):  # nbval's kernel does not see it, and shows the value
+        assert not cell.source.rstrip().endswith(";"), cell.id
+
+
 def test_every_code_cell_group_is_introduced_in_words(notebook):
     run = 0
     for cell in notebook.cells:

@@ -1,4 +1,5 @@
 import json
+import os
 
 import nbformat
 import pytest
@@ -62,8 +63,12 @@ def test_a_lesson_that_does_not_write_what_it_promises_fails(small_series, capfd
     assert "did not write b.txt" in capfd.readouterr().err
 
 
-def test_unknown_data_set_is_a_sentence(capfd, monkeypatch):
-    monkeypatch.setenv("RECNN_DATASET", "")
+def test_the_data_set_reaches_the_kernel_and_nothing_else(small_series, capfd):
+    code, _ = small_series(second="import os; assert os.environ['RECNN_DATASET'].endswith('clicks')")
+    assert code == 0 and "RECNN_DATASET" not in os.environ
+
+
+def test_unknown_data_set_is_a_sentence(capfd):
     assert series.run("ml-99k") == 1
     assert "'ml-99k' is neither a folder" in capfd.readouterr().err
 
