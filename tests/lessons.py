@@ -1,6 +1,7 @@
 """Reach the `lesson` cells of a notebook, so that what is tested is what is read."""
 
 import ast
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,3 +23,13 @@ def load_lesson(name: str) -> SimpleNamespace:
         if "lesson" in cell.metadata.get("tags", []):
             exec(compile(cell.source, f"{name}: {cell.id}", "exec"), space)
     return SimpleNamespace(**space)
+
+
+def load_function(name: str, function: str) -> Callable:
+    """Return one function of a notebook that is not a lesson cell, by its name."""
+    cells = [cell for cell in nbformat.read(NOTES / f"{name}.ipynb", as_version=4).cells if cell.cell_type == "code"]
+    tree = next(node for cell in cells for node in ast.parse(cell.source).body
+                if isinstance(node, ast.FunctionDef) and node.name == function)
+    space = vars(load_lesson(name)).copy()
+    exec(compile(ast.Module([tree], type_ignores=[]), f"{name}: {function}", "exec"), space)
+    return space[function]

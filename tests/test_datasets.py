@@ -1,5 +1,6 @@
 import hashlib
 import http.server
+import os
 import socket
 import subprocess
 import threading
@@ -536,3 +537,13 @@ def test_freebase_links_are_read(raw):
 def test_no_links_are_an_empty_frame(raw):
     links = read_links(raw({}))
     assert list(links.columns) == ["item_id"] and links.empty
+
+
+def test_a_newer_zip_of_the_same_name_is_unpacked_again(tmp_path):
+    archive = tmp_path / "clicks.zip"
+    for content, time in (("first", 1e9), ("second", 4e9)):
+        with zipfile.ZipFile(archive, "w") as bundle:
+            bundle.writestr("clicks/ratings.csv", content)
+        os.utime(archive, (time, time))
+        folder = fetch(str(archive), tmp_path)
+        assert (folder / "ratings.csv").read_text() == content

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lessons import NOTES, load_lesson
+from lessons import NOTES, load_function, load_lesson
 
 from helpers import training
 from helpers.files import PROJECT
@@ -81,12 +81,22 @@ def test_2_the_critic_learns_each_row_and_not_the_mean_of_the_batch(ddpg, agent,
     assert np.corrcoef(q[:, 0], t.reward[:, 0])[0, 1] > 0.8
 
 
-def test_3_targets_are_not_clamped_and_returns_lie_inside_their_bounds(ddpg):
+def test_3_no_target_and_no_loss_is_clamped(ddpg, agent, frames):
     assert ddpg.td_target(torch.tensor([[5.0]]), torch.tensor([[1000.0]]), torch.zeros(1, 1), GAMMA).item() == 905
+    t = frames.gather(torch.arange(16))
+    agent["critic_target"] = lambda state, action: torch.full((len(state), 1), 1000.0)
+    agent["critic"] = lambda state, action: torch.zeros(len(state), 1)
+    loss, _ = ddpg.critic_loss(agent, t, frames.items, GAMMA, ddpg.mean_item)
+    assert loss.item() == pytest.approx(((t.reward + 900) ** 2).mean().item(), rel=1e-6)
+
+
+def test_3_every_brute_force_return_lies_inside_the_bounds():
+    returns = load_function("09_diagnostics", "returns")
     rng = np.random.default_rng(0)
-    rewards = reward_of(rng.integers(1, 11, size=(50, 400)) / 2)
-    total = (rewards * GAMMA ** np.arange(400)).sum(axis=1)
-    assert (total > -4 / (1 - GAMMA)).all() and (total < 5 / (1 - GAMMA)).all() and (np.abs(total) > 5).any()
+    for stars in (*rng.integers(1, 11, size=(50, 400)) / 2, np.full(400, 5.0), np.full(400, 0.5)):
+        total = returns(reward_of(stars), GAMMA)
+        assert (total >= -4 / (1 - GAMMA)).all() and (total <= 5 / (1 - GAMMA)).all()
+        assert total[0] == pytest.approx((reward_of(stars) * GAMMA ** np.arange(400)).sum())
 
 
 def test_4_a_log_that_ends_is_bootstrapped_through_unless_told_otherwise(ddpg):
@@ -138,14 +148,26 @@ def test_6_the_behaviour_term_by_hand_and_its_direction(ddpg, agent, frames):
 
 def test_6_both_kinds_of_q_and_the_distance_to_the_items_are_logged():
     source = "\n".join(cell.source for cell in nbformat.read(NOTES / "05_ddpg.ipynb", as_version=4).cells)
-    for name in ("Q/logged action", "Q/policy's action", "distance/nearest item"):
-        assert source.count(f'"{name}"') >= 1, name
+    for name in ("Q/logged action", "Q/policy's action", "distance/{label} to nearest item"):
+        assert f'"{name}"' in source, name
 
 
 def test_6_the_supervised_twin_never_touches_its_critic(ddpg, agent, frames):
     before = copy.deepcopy(agent["critic"])
     step(ddpg, agent, frames, value_weight=0.0)
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), agent["critic"].parameters(), strict=True))
+
+
+def test_9_baselines_and_agents_of_lesson_5_are_fitted_on_the_training_part():
+    cells = [c for c in nbformat.read(NOTES / "05_ddpg.ipynb", as_version=4).cells if c.cell_type == "code"]
+    fits = [node for cell in cells for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)
+            and ast.unparse(node.func).split(".")[-1] in ("popularity_recommender", "fit_ease", "tune_ease")]
+    assert {ast.unparse(call.args[0]) for call in fits} == {"split.train", "train"}
+    trained_on = [ast.unparse(call.args[1]) for cell in cells for call in ast.walk(ast.parse(cell.source))
+                  if isinstance(call, ast.Call) and ast.unparse(call.func) == "training.fit"]
+    assert set(trained_on) == {"frames", "toy_frames"}
+    source = "\n".join(cell.source for cell in cells)
+    assert "frames, held_out_frames = make_frames(split.train[known]), make_frames(split.train[~known])" in source
 
 
 def test_9_after_the_split_lesson_3_reads_the_training_part_alone():
