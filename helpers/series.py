@@ -2,10 +2,14 @@
 
 import argparse
 import ast
+import asyncio
+import contextlib
 import hashlib
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +21,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from tqdm import tqdm
 
-from helpers.datasets import fetch, fetch_model
+from helpers.datasets import fetch, fetch_model, read_items, read_ratings
 from helpers.files import DEFAULT_DATASET, PROJECT, DataError, data_dir, replacing, res_dir, shown, write_json
 
 NOTES = PROJECT / "notes"
@@ -42,7 +46,7 @@ def code_of(notebook: nbformat.NotebookNode) -> list[str]:
 def modules_of(sources: list[str], found: set[str] | None = None) -> set[str]:
     """Return the names of the helpers modules that sources import, directly or through each other."""
     found = set() if found is None else found
-    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
+    for node in (node for source in sources for node in _nodes(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "helpers":
             names = [alias.name for alias in node.names] if node.module == "helpers" else [node.module.split(".")[1]]
             for name in names:
@@ -50,6 +54,13 @@ def modules_of(sources: list[str], found: set[str] | None = None) -> set[str]:
                     found.add(name)
                     modules_of([(PROJECT / "helpers" / f"{name}.py").read_text(encoding="utf-8")], found)
     return found
+
+
+def _nodes(source: str) -> list[ast.AST]:
+    try:
+        return list(ast.walk(ast.parse(source)))
+    except SyntaxError:  # a magic, or a slip: the kernel will say which cell
+        return []
 
 
 def fingerprint(notebook: nbformat.NotebookNode, upstream: list[str], source: str) -> str:
@@ -78,10 +89,22 @@ def execute(notebook: nbformat.NotebookNode, on_cell: Callable[[], None], datase
     def executed(cell, cell_index, execute_reply):
         on_cell()
 
+    def leave_ctrl_c_to_python(notebook):  # nbclient's own handler kills the kernel under the waiting client
+        with contextlib.suppress(NotImplementedError, RuntimeError):
+            asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
     client = NotebookClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True,
-                            on_cell_executed=executed, extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                            on_cell_executed=executed, on_notebook_start=leave_ctrl_c_to_python,
                             resources={"metadata": {"path": str(NOTES)}}, record_timing=False)
-    client.execute(env={**os.environ, "RECNN_DATASET": dataset})
+    try:
+        client.execute(env={**os.environ, "RECNN_DATASET": dataset}, stderr=subprocess.DEVNULL)
+    except KeyboardInterrupt:
+        if client.km is not None:
+            client.km.shutdown_kernel(now=True)
+        raise
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":  # a progress bar is for the one who waits, not for the one who reads
@@ -105,6 +128,7 @@ def run(dataset: str, only: list[str] | None = None, in_place: bool = False, for
         dataset = str(Path(dataset).expanduser().resolve())
     try:
         raw = fetch(dataset)
+        read_ratings(raw), read_items(raw)  # what is wrong with a table is said before any lesson starts
         fetch_model()
     except (DataError, OSError) as error:
         print(f"\n{error}", file=sys.stderr)
@@ -131,12 +155,11 @@ def run(dataset: str, only: list[str] | None = None, in_place: bool = False, for
         started = time.monotonic()
         try:
             execute(lessons[name], bar.update, dataset)
-        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        except (CellExecutionError, CellTimeoutError, DeadKernelError, KeyboardInterrupt) as error:
             bar.close()
-            print(explain(name, lessons[name], error), file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            bar.close()
+            if not isinstance(error, KeyboardInterrupt) and getattr(error, "ename", "") != "KeyboardInterrupt":
+                print(explain(name, lessons[name], error), file=sys.stderr)
+                return 1
             print(f"\ninterrupted in notes/{name}.ipynb; finished lessons are kept: the same command goes on there",
                   file=sys.stderr)
             return 130

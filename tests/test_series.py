@@ -1,5 +1,9 @@
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import nbformat
 import pytest
@@ -15,7 +19,8 @@ def small_series(tmp_path, monkeypatch):
     raw.mkdir()
     (raw / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,1,5,0\n")
     monkeypatch.setattr(series, "NOTES", notes)
-    monkeypatch.setattr(series, "fetch_model", lambda: None)
+    for name in ("fetch_model", "read_items"):
+        monkeypatch.setattr(series, name, lambda *_: None)
     monkeypatch.setattr(series, "LESSONS", {"01_a": ([], ["a.txt"], []), "02_b": (["01_a"], [], ["b.txt"])})
     monkeypatch.setattr(series, "data_dir", lambda dataset: files.data_dir(dataset, tmp_path))
     monkeypatch.setattr(series, "res_dir", lambda dataset: files.res_dir(dataset, tmp_path))
@@ -56,6 +61,51 @@ def test_a_failing_cell_stops_the_run_with_its_name_and_error(small_series, capf
     assert "    raise ValueError('no such film')" in error and "ValueError: no such film" in error
     assert not (home / "notes" / "02_b.ipynb").exists() and not (home / "res" / "b.txt").exists()
     assert list(json.loads((home / "run.json").read_text())) == ["01_a"]
+
+
+def test_the_failing_cell_is_shown_even_if_the_notebook_was_run_before(monkeypatch, tmp_path):
+    monkeypatch.setattr(series, "NOTES", tmp_path)
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source, execution_count=number) for number, source
+                                           in enumerate(("x = 1", "1 / 0", "y = 2"), start=1)])
+    with pytest.raises(series.CellExecutionError) as caught:
+        series.execute(book, lambda: None)
+    message = series.explain("02_b", book, caught.value)
+    assert "code cell [2]" in message and "    1 / 0" in message and "ZeroDivisionError" in message
+
+
+def test_a_bad_table_is_named_before_any_lesson_starts(tmp_path, capfd):
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,1,five,0\n")
+    assert series.run(str(tmp_path)) == 1
+    assert "line 2: rating 'five' is not a number" in capfd.readouterr().err
+
+
+def test_a_magic_in_a_cell_does_not_stop_the_rest_from_being_read():
+    assert series.modules_of(["%matplotlib inline", "from helpers import plots"]) == {"plots"}
+
+
+def test_ctrl_c_is_a_sentence_and_leaves_no_kernel(monkeypatch, tmp_path):
+    program = (
+        "import sys, nbformat; from helpers import series; from pathlib import Path\n"
+        "series.NOTES, series.LESSONS = Path(sys.argv[1]), {'01_a': ([], [], [])}\n"
+        "series.fetch_model = series.read_items = lambda *_: None\n"
+        "series.data_dir = series.res_dir = lambda dataset: Path(sys.argv[1])\n"
+        "sys.exit(series.run(sys.argv[2]))\n")
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,1,5,0\n")
+    source = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), tmp_path / "01_a.ipynb")
+    run = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(tmp_path / "raw")],
+                           stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < deadline and run.poll() is None
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    error = run.communicate(timeout=30)[1]
+    assert run.returncode == 130 and "interrupted in notes/01_a.ipynb" in error and "Traceback" not in error
+    time.sleep(1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_a_lesson_that_does_not_write_what_it_promises_fails(small_series, capfd):
