@@ -124,34 +124,39 @@ def explain(name: str, notebook: nbformat.NotebookNode, error: Exception) -> str
 
 def run(dataset: str, only: list[str] | None = None, in_place: bool = False, force: bool = False) -> int:
     """Run what is not up to date, show one progress bar and a closing table; return the exit code."""
-    if Path(dataset).expanduser().exists():
-        dataset = str(Path(dataset).expanduser().resolve())
     try:
-        raw = fetch(dataset)
-        read_ratings(raw), read_items(raw)  # what is wrong with a table is said before any lesson starts
-        fetch_model()
+        return _run(dataset, only, in_place, force)
     except (DataError, OSError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
-    home = data_dir(dataset)
+
+
+def _run(dataset: str, only: list[str] | None, in_place: bool, force: bool) -> int:
+    if Path(dataset).expanduser().exists():
+        dataset = str(Path(dataset).expanduser().resolve())
+    raw = fetch(dataset)
+    home, source = data_dir(dataset), source_of(raw)
     record_path = home / "run.json"
     record = json.loads(record_path.read_text(encoding="utf-8")) if record_path.exists() else {}
     lessons = {name: nbformat.read(NOTES / f"{name}.ipynb", as_version=4) for name in LESSONS}
+    outputs = {name: [home / path for path in writes] + [res_dir(dataset) / path for path in figures]
+               for name, (_, writes, figures) in LESSONS.items()}
     prints: dict[str, str] = {}
     stale = []
-    for name, (reads, writes, figures) in LESSONS.items():
-        prints[name] = fingerprint(lessons[name], [prints[before] for before in reads], source_of(raw))
-        outputs = [home / path for path in writes] + [res_dir(dataset) / path for path in figures]
+    for name, (reads, _, _) in LESSONS.items():
+        prints[name] = fingerprint(lessons[name], [prints[before] for before in reads], source)
         known = record.get(name, {})
         chosen = only is None or any(name.startswith(prefix) for prefix in only)
-        current = known.get("fingerprint") == prints[name] and known.get("outputs") == state_of(outputs)
+        current = known.get("fingerprint") == prints[name] and known.get("outputs") == state_of(outputs[name])
         if chosen and (force or not current or any(before in stale for before in reads)):
             stale.append(name)
+    if stale:  # what is wrong with a table is said before any lesson starts
+        read_ratings(raw), read_items(raw)
+        fetch_model()
     bar = tqdm(total=sum(len(code_of(lessons[name])) for name in stale), unit="cell", disable=not stale,
                bar_format="{desc:<20}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} cells [{elapsed}]")
     for name in stale:
         bar.set_description_str(name)
-        outputs = [home / path for path in LESSONS[name][1]] + [res_dir(dataset) / path for path in LESSONS[name][2]]
         started = time.monotonic()
         try:
             execute(lessons[name], bar.update, dataset)
@@ -166,12 +171,12 @@ def run(dataset: str, only: list[str] | None = None, in_place: bool = False, for
         place = NOTES if in_place else home / "notes"
         with replacing(place / f"{name}.ipynb") as beside:
             nbformat.write(lessons[name], beside)
-        lacking = [shown(path) for path in outputs if not path.exists()]
+        lacking = [shown(path) for path in outputs[name] if not path.exists()]
         if lacking:
             bar.close()
             print(f"\nnotes/{name}.ipynb ran but did not write {', '.join(lacking)}", file=sys.stderr)
             return 1
-        record[name] = {"fingerprint": prints[name], "outputs": state_of(outputs),
+        record[name] = {"fingerprint": prints[name], "outputs": state_of(outputs[name]),
                         "seconds": round(time.monotonic() - started, 1)}
         write_json(record_path, record)
     bar.close()
