@@ -1,12 +1,13 @@
 # make run   fetch the data, execute the lessons, print what they reached   (DATASET=name, folder or .zip)
 # make test  lint, unit tests, and every notebook cell by cell
+# make bench  how fast ratings become transitions, on a synthetic table of 20 million (needs 3 GB of disk)
 # make lab   open the lessons in JupyterLab
 PYTHON  ?= python3.11
 DATASET ?= ml-100k
 BIN     := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test lab notes clean
+.PHONY: run test bench lab notes clean
 .DELETE_ON_ERROR:
 
 .venv/ready: requirements.txt pyproject.toml
@@ -23,6 +24,9 @@ test: .venv/ready
 	$(BIN)/ruff check .
 	rm -rf .test
 	RECNN_ROOT=$(CURDIR)/.test $(BIN)/python -m pytest helpers tests --nbval notes --nbval-cell-timeout=1800 -v
+
+bench: .venv/ready
+	$(BIN)/python -m tests.benchmarks.frames
 
 lab: .venv/ready
 	cd notes && ../$(BIN)/jupyter lab

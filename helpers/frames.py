@@ -1,20 +1,26 @@
 """Turn ratings and an item matrix into transitions: on the fly from memory, or from a static HDF5 file."""
 
+import contextlib
 import hashlib
+import json
+import sys
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import h5py
 import hdf5plugin
+import numba
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from helpers.files import DataError, need, replacing, shown
+from helpers.files import DataError, need, replacing, shown, write_json
 
+BLOCK = 64  # rows whose places in the log are fetched together
 FIELDS = ("state", "action", "reward", "next_state", "done")
 
 
@@ -43,7 +49,10 @@ def reward_of(rating):
 class Frames(torch.utils.data.Dataset):
     """All transitions of all users' logs, made on the fly: an index of windows, nothing materialised.
 
-    A user's log of n ratings gives max(n − frame_size, 0) transitions, in the order of time.
+    A user's log of n ratings gives max(n − frame_size, 0) transitions, in the order of time. Kept in memory:
+    9 bytes a rating, 4 a transition, and the item matrix. To split by user, give the ratings of some users.
+    To split by time, train on the ratings before a moment and test with all ratings and `since` that moment:
+    a test state then reaches back into the past, and no training transition into the future.
 
     Args:
         ratings: `user_id, item_id, rating, timestamp` in any row order.
@@ -51,76 +60,110 @@ class Frames(torch.utils.data.Dataset):
         item_matrix: (n_items, embed_size) float32.
         frame_size: items in a state.
         device: where the item matrix, and so every batch, lives.
+        since: seconds since 1970; only the transitions whose action was rated at that time or later.
 
     Raises:
-        DataError: ids and rows that do not pair, a rated item without a row, or nobody with more than
-            frame_size ratings.
+        DataError: ids and rows that do not pair, a rated item without a row, nobody with more than
+            frame_size ratings, or no action since then.
     """
 
-    def __init__(self, ratings: pd.DataFrame, item_ids: np.ndarray, item_matrix: np.ndarray,
-                 frame_size: int = 10, device: str | torch.device = "cpu"):
+    def __init__(self, ratings: pd.DataFrame, item_ids: np.ndarray, item_matrix: np.ndarray | Tensor,
+                 frame_size: int = 10, device: str | torch.device = "cpu", since: int | None = None):
         if len(item_ids) != len(item_matrix) or len(np.unique(item_ids)) != len(item_ids):
             raise DataError(f"{len(item_ids)} item ids ({len(np.unique(item_ids))} distinct) for an item matrix of "
                             f"{len(item_matrix)} rows: each row wants one id of its own")
-        item_idx = pd.Index(item_ids).get_indexer(ratings["item_id"])
+        item_idx = pd.Index(item_ids).get_indexer(ratings["item_id"]).astype(np.int32)
         if (item_idx < 0).any():
             unknown = sorted(set(ratings["item_id"][item_idx < 0]))
             raise DataError(f"{len(unknown)} rated items have no embedding (ids {', '.join(map(str, unknown[:5]))} …): "
                             f"make the item matrix from the same data set, notes/03_pca.ipynb")
         users, times = ratings["user_id"].to_numpy(), ratings["timestamp"].to_numpy()
-        if ((np.diff(users) < 0) | ((np.diff(users) == 0) & (np.diff(times) < 0))).any():
+        rating = ratings["rating"].to_numpy(np.float32)
+        new_user = users[1:] != users[:-1]
+        if ((users[1:] < users[:-1]) | (~new_user & (times[1:] < times[:-1]))).any():
             order = np.lexsort((times, users))
-        else:
-            order = np.arange(len(users))
-        users = users[order]
-        starts = np.flatnonzero(np.r_[True, users[1:] != users[:-1]]) if len(users) else np.zeros(0, dtype=np.int64)
-        lengths = np.diff(np.r_[starts, len(users)])
-        n_windows = np.maximum(lengths - frame_size, 0)
-        if n_windows.sum() == 0:
+            users, times, item_idx, rating = users[order], times[order], item_idx[order], rating[order]
+            new_user = users[1:] != users[:-1]
+        is_last = np.append(new_user, True)[:len(users)]
+        ends = np.flatnonzero(is_last) + 1
+        starts = np.r_[0, ends[:-1]][:len(ends)]
+        lengths = ends - starts
+        long = lengths > frame_size
+        if not long.any():
             raise DataError(f"no user has more than frame_size = {frame_size} ratings (the longest log has "
                             f"{lengths.max(initial=0)}): use a smaller frame")
-        within = np.arange(n_windows.sum()) - np.repeat(np.cumsum(n_windows) - n_windows, n_windows)
+        is_start = np.repeat(long, lengths)
+        for place in range(1, frame_size + 1):  # the last frame_size ratings of a log start no window
+            is_start[ends[long] - place] = False
+        if since is not None:
+            is_start[:-frame_size] &= times[frame_size:] >= since
+            if not is_start.any():
+                raise DataError(f"no user's action number {frame_size + 1} or later was rated at {since} or after it")
+        whole = np.int32 if len(users) <= np.iinfo(np.int32).max else np.int64
         self.frame_size, self.embed_size = frame_size, int(item_matrix.shape[1])
         self.user_ids, self.log_start, self.log_length = users[starts], starts, lengths
-        self.n_short_users = int((n_windows == 0).sum())
-        self.device = torch.device(device)
+        self.n_short_users = int((~long).sum())
+        self.device, self._memory = torch.device(device), _Memory()
         self.item_ids = np.asarray(item_ids)
-        self.items = torch.as_tensor(item_matrix, dtype=torch.float32, device=device)
-        self.item_idx = torch.as_tensor(item_idx[order].astype(np.int64), device=device)
-        self.rating = torch.as_tensor(ratings["rating"].to_numpy(np.float32)[order], device=device)
-        self.start = torch.as_tensor(np.repeat(starts, n_windows) + within, device=device)
-        self.log_end = torch.as_tensor(np.repeat(starts + lengths, n_windows), device=device)
-        self._window = torch.arange(frame_size + 1, device=device)
+        self.items = torch.as_tensor(item_matrix, dtype=torch.float32, device=device).contiguous()
+        self.item_idx = torch.as_tensor(item_idx, device=device)      # (n_ratings,) rows of the item matrix
+        self.rating = torch.as_tensor(rating.copy(), device=device)             # (n_ratings,)
+        self.is_last = torch.as_tensor(is_last, device=device)        # (n_ratings,) last of its user's log
+        self.start = torch.as_tensor(np.flatnonzero(is_start).astype(whole), device=device)  # (n,) first of a window
 
     def __len__(self) -> int:
         return len(self.start)
 
     def __getitem__(self, index: int) -> Transition:
-        return Transition(*(field[0] for field in self.gather(torch.tensor([index]))))
+        return Transition(*(field[0] for field in self.gather(torch.tensor([range(len(self))[index]]))))
 
     def __getitems__(self, indices: list[int]) -> list[Transition]:
-        batch = self.gather(torch.as_tensor(indices))
-        return [Transition(*row) for row in zip(*batch, strict=True)]
+        return [_Whole(*self.gather(torch.as_tensor(indices)))]
 
     def gather(self, index: Tensor) -> Transition:
-        """Return the transitions at `index` (B,) int64, as one batch."""
-        index = index.to(self.device)
-        rows = self.start[index].unsqueeze(1) + self._window                     # (B, F+1)
-        vectors, rating = self.items[self.item_idx[rows]], self.rating[rows]     # (B, F+1, E), (B, F+1)
-        done = (rows[:, -1:] + 1 == self.log_end[index].unsqueeze(1)).float()
+        """Return the transitions at `index` (B,), whole numbers from 0, as one batch.
+
+        Raises:
+            IndexError: for an index outside of the transitions.
+        """
+        if len(index) and (int(index.min()) < 0 or int(index.max()) >= len(self)):
+            raise IndexError(f"transitions are numbered from 0 to {len(self) - 1:,}; asked for "
+                             f"{int(index.min()):,} to {int(index.max()):,}")
+        return self._fill(index.cpu()) if self.device.type == "cpu" else self.gather_on_device(index)
+
+    def gather_on_device(self, index: Tensor) -> Transition:
+        """Return the same as `gather`, with torch alone: where the item matrix lives on a GPU."""
+        first = self.start[index.to(self.device)].long()
+        rows = first.unsqueeze(1) + torch.arange(self.frame_size + 1, device=self.device)    # (B, F+1)
+        vectors, rating = self.items[self.item_idx[rows]], self.rating[rows]                 # (B, F+1, E), (B, F+1)
         return Transition(state=flatten(vectors[:, :-1], rating[:, :-1]), action=vectors[:, -1],
-                          reward=reward_of(rating[:, -1:]),
-                          next_state=flatten(vectors[:, 1:], rating[:, 1:]), done=done)
+                          reward=reward_of(rating[:, -1:]), next_state=flatten(vectors[:, 1:], rating[:, 1:]),
+                          done=self.is_last[rows[:, -1:]].float())
+
+    def _fill(self, index: Tensor) -> Transition:
+        n, width = len(index), self.frame_size * (self.embed_size + 1)
+        arrays = self._memory.take([(n, size) for size in (width, self.embed_size, 1, width, 1)])
+        log = (field.numpy() for field in (self.start, self.item_idx, self.rating, self.items))
+        fill = _fill_in_parallel if torch.get_num_threads() > 1 and n > BLOCK else _fill_rows
+        fill(0, n, index.numpy(), *log, self.frame_size, *arrays)
+        return self._memory.lend(arrays)
+
+    def log_hash(self) -> str:
+        """Return the sha256 of which items were rated how, and which windows are transitions."""
+        digest = hashlib.sha256()
+        for field in (self.item_idx, self.rating, self.start):
+            digest.update(field.cpu().numpy())
+        return digest.hexdigest()
 
     def next_items(self, index: Tensor, n: int = 1) -> Tensor:
         """Return (B, n) rows of the item matrix: the logged action of each transition and the n − 1 after it.
 
         −1 stands where the user's log has ended.
         """
-        index = index.to(self.device)
-        rows = self.start[index].unsqueeze(1) + self.frame_size + torch.arange(n, device=self.device)
-        inside = rows < self.log_end[index].unsqueeze(1)
-        return torch.where(inside, self.item_idx[rows.clamp(max=len(self.item_idx) - 1)], -1)
+        first = self.start[index.to(self.device)].long().unsqueeze(1) + self.frame_size
+        rows = (first + torch.arange(n, device=self.device)).clamp(max=len(self.item_idx) - 1)
+        ended = self.is_last[rows].cumsum(1) - self.is_last[rows].long()  # logs that ended before
+        return torch.where(ended == 0, self.item_idx[rows].long(), -1)
 
     def sample(self, batch_size: int, shuffle: bool = True, seed: int = 0) -> Iterator[Tensor]:
         """Yield index batches (≤ batch_size,) that cover every transition once; the same for a seed."""
@@ -128,10 +171,16 @@ class Frames(torch.utils.data.Dataset):
         order = torch.randperm(len(self), generator=generator) if shuffle else torch.arange(len(self))
         yield from order.to(self.device).split(batch_size)
 
-    def batches(self, batch_size: int, shuffle: bool = True, seed: int = 0) -> Iterator[Transition]:
-        """Yield every transition once, as batches of at most `batch_size`; the same for a seed."""
+    def batches(self, batch_size: int, shuffle: bool = True, seed: int = 0,
+                device: str | torch.device | None = None) -> Iterator[Transition]:
+        """Yield every transition once, as batches of at most `batch_size`; the same for a seed.
+
+        Args:
+            device: where the batches go; by default they stay where the item matrix is.
+        """
         for index in self.sample(batch_size, shuffle, seed):
-            yield self.gather(index)
+            batch = self.gather(index)
+            yield batch if device is None else Transition(*(field.to(device) for field in batch))
 
     def places(self, user_ids: np.ndarray) -> np.ndarray:
         """Return where users stand in `user_ids`, `log_start` and `log_length`.
@@ -152,10 +201,101 @@ class Frames(torch.utils.data.Dataset):
         place = self.places(user_ids)
         end = torch.as_tensor((self.log_start + self.log_length)[place], device=self.device).unsqueeze(1)
         first = torch.as_tensor(self.log_start[place], device=self.device).unsqueeze(1)
-        rows = end - self.frame_size + self._window[:-1]
+        rows = end - self.frame_size + torch.arange(self.frame_size, device=self.device)
         real = rows >= first
         rows = torch.where(real, rows, first)
         return flatten(self.items[self.item_idx[rows]] * real.unsqueeze(2), self.rating[rows] * real)
+
+
+class _Memory:
+    """Float32 arrays for batches: those of an earlier batch again, once nobody holds them.
+
+    Fresh memory costs more than to fill it. A tensor, and whatever shares its memory, holds a reference to its
+    array, so the count of references tells whether an earlier batch is still in use.
+    """
+
+    def __init__(self):
+        self._lent: deque[list[np.ndarray]] = deque(maxlen=2)
+
+    def take(self, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
+        for _ in range(len(self._lent)):
+            with contextlib.suppress(IndexError):  # another thread was quicker
+                arrays = self._lent.popleft()      # taken out first: no other thread can see it now
+                if [array.shape for array in arrays] == shapes:
+                    if all(sys.getrefcount(array) == 3 for array in arrays):  # the list, the loop, the call
+                        return arrays
+                    self._lent.append(arrays)
+        return [np.empty(shape, np.float32) for shape in shapes]
+
+    def lend(self, arrays: list[np.ndarray]) -> Transition:
+        self._lent.append(arrays)
+        return Transition(*(torch.from_numpy(array) for array in arrays))
+
+
+class _Whole(Transition):
+    """A batch fetched whole: a DataLoader collates a list of one of these by taking it out."""
+
+
+torch.utils.data._utils.collate.default_collate_fn_map[_Whole] = \
+    lambda batch, *, collate_fn_map=None: Transition(*batch[0])
+
+
+@numba.njit(nogil=True, cache=True)
+def _fill_rows(first, stop, index, start, item_idx, rating, items, frame_size,
+               state, action, reward, next_state, done):
+    """Write transitions first … stop − 1 of a batch; each embedding goes straight to where it belongs.
+
+    In two passes over blocks of rows. A shuffled row touches the log at a random place, and waiting for memory
+    there costs more than copying 10 KB. The first pass only fetches, so that the waits of many rows overlap.
+    """
+    size = items.shape[1]
+    begin = np.empty(BLOCK, dtype=np.uint64)
+    vectors = np.empty((BLOCK, frame_size + 1), dtype=np.uint32)
+    stars = np.empty((BLOCK, frame_size + 1), dtype=np.float32)
+    for low in range(first, stop, BLOCK):
+        n = min(BLOCK, stop - low)
+        for k in range(n):
+            transition = np.uint64(index[low + k])
+            begin[k] = start[transition]
+            following = transition + np.uint64(1)  # windows of one log stand side by side
+            done[low + k, 0] = following == len(start) or start[following] != start[transition] + 1
+        for k in range(n):  # both ends of a window first: all its cache lines are under way
+            vectors[k, 0] = item_idx[begin[k]]
+            vectors[k, frame_size] = item_idx[begin[k] + np.uint64(frame_size)]
+            stars[k, 0] = rating[begin[k]]
+            stars[k, frame_size] = rating[begin[k] + np.uint64(frame_size)]
+        for k in range(n):
+            for place in range(frame_size + 1):
+                vectors[k, place] = item_idx[begin[k] + np.uint64(place)]
+                stars[k, place] = rating[begin[k] + np.uint64(place)]
+            reward[low + k, 0] = 2 * (stars[k, frame_size] - 2.5)
+        for k in range(n):  # row by row, number by number: slices assigned whole are half as fast in numba
+            row, next_row, taken = state[low + k], next_state[low + k], action[low + k]
+            for place in range(frame_size + 1):
+                vector = items[np.uint64(vectors[k, place])]
+                if place < frame_size:
+                    part = row[place * size:(place + 1) * size]
+                    for e in range(size):
+                        part[e] = vector[e]
+                else:
+                    for e in range(size):
+                        taken[e] = vector[e]
+                if place > 0:
+                    part = next_row[(place - 1) * size:place * size]
+                    for e in range(size):
+                        part[e] = vector[e]
+            for place in range(frame_size):
+                row[frame_size * size + place] = stars[k, place]
+                next_row[frame_size * size + place] = stars[k, place + 1]
+
+
+@numba.njit(parallel=True, nogil=True, cache=True)
+def _fill_in_parallel(first, stop, index, start, item_idx, rating, items, frame_size,
+                      state, action, reward, next_state, done):
+    for block in numba.prange((stop - first + BLOCK - 1) // BLOCK):
+        low = first + block * BLOCK
+        _fill_rows(low, min(low + BLOCK, stop), index, start, item_idx, rating, items, frame_size,
+                   state, action, reward, next_state, done)
 
 
 def flatten(vectors: Tensor, rating: Tensor) -> Tensor:
@@ -170,35 +310,89 @@ def unflatten(state: Tensor, frame_size: int) -> tuple[Tensor, Tensor]:
 
 
 def write_static(path: Path, frames: Frames, source: str, seed: int | None = None, dtype: str = "float16",
-                 rows: int = 4096) -> None:
+                 smallest: bool = False, rows: int = 4096, save_every: int = 1 << 17) -> None:
     """Write every transition to HDF5, in order of users and time, or shuffled when a seed is given.
 
-    A chunk holds 64 whole rows: the ten copies of each embedding in neighbouring rows then lie
-    side by side and LZ4 removes them. `f[key][i*n:(i+1)*n]` reads the file with plain h5py (after
-    `import hdf5plugin`).
+    A chunk holds whole rows: the ten copies of each embedding in neighbouring rows then lie side by side, and
+    the compression removes them. (Shuffled rows share nothing, so such a file is several times as large.) Each
+    chunk carries a checksum.
+    `f[key][i*n:(i+1)*n]` reads the file with plain h5py (after `import hdf5plugin`).
+
+    Rows go to a part beside `path` that takes its place when it is whole. Interrupted or killed, the same call
+    goes on where the part was last saved. Memory does not grow with the number of rows.
 
     Args:
         source: what the ratings are, kept as an attribute.
         dtype: "float16" or "float32" for vectors and ratings.
+        smallest: states too in Zstandard and chunks of 2,048 rows (5 MB): smaller, written more slowly, and slow to
+            read in small slices. Otherwise LZ4 and 256 rows, which fit h5py's cache of 1 MB.
+        rows: rows made at a time.
+        save_every: rows between two moments from which an interrupted write can go on.
+
+    Raises:
+        DataError: numbers that float16 cannot hold.
     """
+    if dtype == "float16" and float(frames.items.abs().max()) > torch.finfo(torch.float16).max:
+        raise DataError("the item matrix holds numbers beyond 65,504, the largest of float16: write dtype='float32'")
     width = frames.frame_size * (frames.embed_size + 1)
     columns = {"state": (width,), "action": (frames.embed_size,), "reward": (), "next_state": (width,), "done": ()}
-    with replacing(path) as beside, h5py.File(beside, "w") as file:
-        file.attrs.update(frame_size=frames.frame_size, embed_size=frames.embed_size, source=source,
-                          hash=matrix_hash(frames.items), seed=-1 if seed is None else seed)
-        for name, shape in columns.items():
-            file.create_dataset(name, (len(frames), *shape), dtype=np.int8 if not shape else dtype,
-                                chunks=(min(64 if shape else rows, len(frames)), *shape), **hdf5plugin.LZ4())
-        bar = tqdm(total=len(frames), desc=path.name, unit="row", unit_scale=True, leave=False)
-        first = 0
-        for batch in frames.batches(rows, shuffle=seed is not None, seed=seed or 0):
-            last = first + len(batch.state)
-            for name, field in zip(FIELDS, batch, strict=True):
-                values = field.cpu().numpy()
-                file[name][first:last] = values[:, 0] if not columns[name] else values
-            bar.update(last - first)
-            first = last
-        bar.close()
+    about = {"frame_size": frames.frame_size, "embed_size": frames.embed_size, "source": source,
+             "hash": matrix_hash(frames.items), "seed": -1 if seed is None else seed}
+    recipe = {**about, "dtype": dtype, "smallest": smallest, "rows": rows, "log": frames.log_hash()}
+    with replacing(path) as beside:
+        journal = beside.with_name(beside.name + ".json")
+        written = _rows_saved(journal, recipe) if beside.exists() else 0
+        journal.unlink(missing_ok=True)
+        with h5py.File(beside, "r+" if written else "w") as file:
+            _write_metadata_on_flush_alone(file)
+            for name, shape in {} if written else columns.items():
+                packed = hdf5plugin.LZ4() if name.endswith("state") and not smallest else hdf5plugin.Zstd()
+                chunk = rows if not shape else 2048 if smallest or name == "action" else 256
+                file.create_dataset(name, (len(frames), *shape), dtype=dtype if shape else np.int8, fletcher32=True,
+                                    chunks=(min(chunk, len(frames)), *shape), **packed)
+            file.attrs.update(about)
+
+            def save(n_rows: int) -> None:  # the journal stands only while the part on disk is whole
+                journal.unlink(missing_ok=True)
+                file.flush()
+                write_json(journal, {**recipe, "written": n_rows})
+
+            with tqdm(total=len(frames), initial=written, desc=path.name, unit="row", unit_scale=True,
+                      leave=False) as bar:
+                try:
+                    for n, index in enumerate(frames.sample(rows, shuffle=seed is not None, seed=seed or 0)):
+                        if n * rows < written:
+                            continue
+                        for name, field in zip(FIELDS, frames.gather(index), strict=True):
+                            values = field.half() if dtype == "float16" and columns[name] else field
+                            values = values.cpu().numpy()
+                            file[name][n * rows:n * rows + len(index)] = values if columns[name] else values[:, 0]
+                        written = n * rows + len(index)
+                        bar.update(len(index))
+                        if written % save_every < rows:
+                            save(written)
+                except BaseException:
+                    with contextlib.suppress(OSError, RuntimeError):  # a full disk: there is nothing to go on from
+                        save(written // rows * rows)
+                    raise
+        journal.unlink(missing_ok=True)
+
+
+def _rows_saved(journal: Path, recipe: dict) -> int:
+    """Return how many rows of a part are whole and the same as would be written now."""
+    try:
+        known = json.loads(journal.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return 0
+    return known.pop("written", 0) if known.keys() - {"written"} == recipe.keys() and \
+        all(known[key] == value for key, value in recipe.items()) else 0
+
+
+def _write_metadata_on_flush_alone(file: h5py.File) -> None:
+    """Keep HDF5's index of chunks in memory between flushes, so that a kill in between leaves the last one intact."""
+    config = file.id.get_mdc_config()
+    config.evictions_enabled, config.incr_mode, config.flash_incr_mode, config.decr_mode = False, 0, 0, 0
+    file.id.set_mdc_config(config)
 
 
 def read_static(path: Path, batch_size: int, frame_size: int, item_matrix: np.ndarray | Tensor,
@@ -217,9 +411,19 @@ def read_static(path: Path, batch_size: int, frame_size: int, item_matrix: np.nd
         if file.attrs["hash"] != matrix_hash(item_matrix):
             raise DataError(f"{shown(path)} was written with another item matrix: "
                             f"run notes/04_static_dataset.ipynb again")
-        for first in range(0, len(file["reward"]), batch_size):
-            fields = (torch.as_tensor(file[name][first:first + batch_size], dtype=torch.float32) for name in FIELDS)
-            yield Transition(*(f.to(device) if f.ndim == 2 else f.unsqueeze(1).to(device) for f in fields))
+        fields, n_rows, memory = [file[name] for name in FIELDS], len(file["reward"]), _Memory()
+        stored = [np.empty((min(batch_size, n_rows), *field.shape[1:]), field.dtype) for field in fields]
+        for first in range(0, n_rows, batch_size):
+            n = min(batch_size, n_rows - first)
+            arrays = memory.take([(n, *(field.shape[1:] or (1,))) for field in fields])
+            try:
+                for field, raw, array in zip(fields, stored, arrays, strict=True):
+                    field.read_direct(raw, np.s_[first:first + n], np.s_[:n])
+                    torch.from_numpy(array).copy_(torch.from_numpy(raw[:n].reshape(array.shape)))
+            except OSError as error:
+                raise DataError(f"{shown(path)} is damaged between rows {first:,} and {first + n:,} ({error}): "
+                                f"delete it and run notes/04_static_dataset.ipynb") from error
+            yield Transition(*(field.to(device) for field in memory.lend(arrays)))
 
 
 def open_static(path: Path) -> h5py.File:
@@ -227,7 +431,7 @@ def open_static(path: Path) -> h5py.File:
 
     Raises:
         FileNotFoundError: if there is none.
-        DataError: if it is damaged or lacks one of the five fields.
+        DataError: if it is damaged, or lacks one of the five fields, or they differ in length.
     """
     need(path, "04_static_dataset")
     try:
@@ -239,6 +443,10 @@ def open_static(path: Path) -> h5py.File:
     if lacking:
         file.close()
         raise DataError(f"{shown(path)} lacks {', '.join(lacking)}")
+    if len({len(file[name]) for name in FIELDS}) > 1:
+        lengths = ", ".join(f"{name} {len(file[name])}" for name in FIELDS)
+        file.close()
+        raise DataError(f"{shown(path)} holds fields of different lengths ({lengths})")
     return file
 
 

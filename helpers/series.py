@@ -32,7 +32,7 @@ LESSONS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "01_data_parsing": ([], ["infos.json"], []),
     "02_embeddings": (["01_data_parsing"], ["texts_bert.p"], []),
     "03_pca": (["01_data_parsing", "02_embeddings"], ["embeddings.npz", "features.json"], []),
-    "04_static_dataset": (["03_pca"], ["transitions.hdf5"], []),
+    "04_static_dataset": (["03_pca"], ["transitions.hdf5"], ["bench_frames.png"]),
     "05_ddpg": (["03_pca"], ["policies/ddpg.pt", "runs/ddpg/scalars.csv", "runs/ddpg/actions.npz"], ["05_ddpg.json"]),
     "09_diagnostics": (["05_ddpg"], [], ["graphs.png", "cov.png", "embeddings.png"]),
 }

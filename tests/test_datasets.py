@@ -359,6 +359,30 @@ def read(raw):
     return lambda text, name="ratings.csv": read_ratings(raw({name: text}))
 
 
+@pytest.mark.parametrize("piece_size", [1, 40, 10 ** 6])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_pieces_of_a_table_make_the_whole(raw, piece_size, end):
+    rng = np.random.default_rng(0)
+    rows = [f"{user},{item},{stars / 2:g},{time}" for user, item, stars, time in
+            zip(*(rng.integers(1, top, 50) for top in (5, 10 ** 9, 11, 4)), strict=True)]
+    path = raw({"ratings.csv": end.join(["userId,movieId,rating,timestamp", *rows])}) / "ratings.csv"
+    numbers = datasets._read_numbers(path, ",", piece_size)
+    assert [f"{u},{i},{r:g},{t}" for u, i, r, t in zip(*numbers.values(), strict=True)] == rows
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_fast_reading_sorts_as_the_text_way_does(raw, grouped):
+    rng = np.random.default_rng(1)
+    users = rng.integers(1, 6, 300)
+    table = pd.DataFrame({"userId": np.sort(users) if grouped else users, "movieId": np.arange(300),
+                          "rating": rng.integers(1, 11, 300) / 2, "timestamp": rng.integers(0, 9, 300)})
+    folder = raw({"ratings.csv": table.to_csv(index=False)})
+    expected = table.sort_values(["userId", "timestamp"], kind="stable")
+    assert read_ratings(folder).to_numpy().tolist() == expected.to_numpy().tolist()
+    quoted = raw({"ratings.csv": table.to_csv(index=False, quoting=1)})  # goes the way of text
+    pd.testing.assert_frame_equal(read_ratings(quoted), read_ratings(folder))
+
+
 def test_ratings_are_sorted_by_user_and_time_with_ties_in_file_order(read):
     ratings = read(CSV + "2,30,4.0,50\n1,9,3.0,20\n2,10,5.0,40\n1,5,2.5,20\n1,7,0.5,10\n1,3,1.0,20\n2,20,4.5,40\n")
     assert ratings.values.tolist() == [[1, 7, 0.5, 10], [1, 9, 3.0, 20], [1, 5, 2.5, 20], [1, 3, 1.0, 20],

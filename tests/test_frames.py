@@ -1,9 +1,14 @@
+import subprocess
+import sys
+
 import h5py
 import hdf5plugin  # noqa: F401  (registers the filters for plain h5py)
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from helpers import frames as frames_module
 from helpers.files import DataError
@@ -119,6 +124,101 @@ def test_users_without_enough_ratings_get_a_sentence(ratings, item_ids, item_mat
 def test_no_ratings_get_a_sentence(ratings, item_ids, item_matrix):
     with pytest.raises(DataError, match=r"the longest log has 0"):
         Frames(ratings.iloc[:0], item_ids, item_matrix, 2)
+
+
+@st.composite
+def logs(draw):
+    """Draw ratings in any row order: short users, one-item users, ties in time, the same item twice."""
+    n_items = draw(st.integers(1, 6))
+    lengths = draw(st.lists(st.integers(1, 9), min_size=1, max_size=6))
+    users = draw(st.permutations([-3, 0, 4, 5, 10 ** 12, 7]))
+    rows = [(user, draw(st.integers(0, n_items - 1)), draw(st.integers(1, 10)) / 2, draw(st.integers(0, 4)))
+            for user, length in zip(users, lengths, strict=False) for _ in range(length)]
+    table = pd.DataFrame(draw(st.permutations(rows)), columns=["user_id", "item_id", "rating", "timestamp"])
+    return table, n_items, draw(st.integers(1, 4)), draw(st.sampled_from(["fast", "smallest"]))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(logs())
+def test_dynamic_static_and_brute_force_agree_whatever_the_logs(tmp_path, drawn):
+    ratings, n_items, frame_size, packing = drawn
+    ids = np.arange(n_items)
+    matrix = np.random.default_rng(n_items).normal(size=(n_items, 3)).astype(np.float32)
+    if ratings.groupby("user_id").size().max() <= frame_size:
+        with pytest.raises(DataError, match="use a smaller frame"):
+            Frames(ratings, ids, matrix, frame_size)
+        return
+    frames, expected = Frames(ratings, ids, matrix, frame_size), by_hand(ratings, ids, matrix, frame_size)
+    assert_same(whole(frames), expected)
+    assert_same(Transition(*(torch.stack(field) for field in zip(*frames, strict=True))), expected)
+    write_static(tmp_path / "f.hdf5", frames, "toy", dtype="float32", rows=2, smallest=packing == "smallest")
+    assert_same(joined(read_static(tmp_path / "f.hdf5", 3, frame_size, matrix)), expected)
+    if n_items > 1 and (ratings["item_id"] == n_items - 1).any():
+        with pytest.raises(DataError, match="have no embedding"):
+            Frames(ratings, ids[:-1], matrix[:-1], frame_size)
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 200])
+def test_the_fast_way_and_the_plain_way_agree(n):
+    """Devices other than the CPU gather with torch; both must give the same, on one thread or two."""
+    rng = np.random.default_rng(0)
+    ratings = pd.DataFrame({"user_id": np.sort(rng.integers(0, 20, 2000)), "item_id": rng.integers(0, 30, 2000),
+                            "rating": rng.integers(1, 11, 2000) / 2, "timestamp": np.arange(2000)})
+    frames = Frames(ratings, np.arange(30), rng.normal(size=(30, 7)), 5)
+    index = torch.randint(len(frames), (n,), generator=torch.Generator().manual_seed(0))
+    fast, threads = frames.gather(index), torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = frames.gather(index)
+    torch.set_num_threads(threads)
+    assert_same(fast, alone)
+    assert_same(fast, frames.gather_on_device(index))
+
+
+def test_a_batch_in_use_is_never_overwritten(frames):
+    kept = list(frames.batches(2, shuffle=False))
+    views = [batch.state[:, 1:].numpy() for batch in frames.batches(2, shuffle=False)]
+    assert_same(joined(kept), whole(frames))
+    np.testing.assert_array_equal(np.concatenate(views), whole(frames).state[:, 1:])
+
+
+def test_memory_of_a_batch_nobody_holds_is_used_again(frames):
+    index = torch.arange(3)
+    places = set()
+    for _ in range(20):
+        batch = frames.gather(index)
+        places.add(batch.state.data_ptr())
+        del batch
+    assert len(places) <= 2
+
+
+@pytest.mark.parametrize("index", [[7], [-1], [0, 100]])
+def test_index_outside_of_the_transitions_is_refused(frames, index):
+    with pytest.raises(IndexError, match=r"numbered from 0 to 6; asked for"):
+        frames.gather(torch.tensor(index))
+
+
+def test_since_keeps_the_actions_of_that_time_with_their_past(ratings, item_ids, item_matrix, frames):
+    later = Frames(ratings, item_ids, item_matrix, 2, since=300)
+    kept = torch.tensor([1, 2, 3, 6])  # user 1 rates at 0 … 500, user 2 up to 200, user 7 up to 300
+    assert_same(whole(later), frames.gather(kept))
+    before = Frames(ratings[ratings["timestamp"] < 300], item_ids, item_matrix, 2)
+    assert len(before) + len(later) == len(frames)
+    with pytest.raises(DataError, match=r"at 501 or after"):
+        Frames(ratings, item_ids, item_matrix, 2, since=501)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_plain_data_loader_fetches_whole_batches(frames, workers, monkeypatch):
+    monkeypatch.setattr(Frames, "__getitem__", lambda self, index: pytest.fail("one by one"))
+    part = torch.utils.data.Subset(frames, [6, 0, 3, 2, 5])
+    frames.gather(torch.arange(7))  # threads are running when the workers start
+    batches = list(torch.utils.data.DataLoader(part, batch_size=2, num_workers=workers))
+    assert [type(batch) for batch in batches] == [Transition] * 3
+    assert_same(joined(batches), frames.gather(torch.tensor([6, 0, 3, 2, 5])))
+
+
+def test_batches_go_to_the_device_asked_for(frames):
+    assert {field.device.type for field in next(frames.batches(3, device="meta"))} == {"meta"}
 
 
 def test_unknown_items_get_a_sentence_that_names_them(ratings, item_matrix):
@@ -267,33 +367,141 @@ def test_chunks_hold_whole_rows_so_that_repeated_embeddings_compress(tmp_path):
     write_static(tmp_path / "f.hdf5", Frames(ratings, np.arange(n), rng.normal(size=(n, 64)), 10), "toy")
     with h5py.File(tmp_path / "f.hdf5") as f:
         assert {key: f[key].chunks for key in ("state", "action", "next_state")} == {
-            "state": (64, 650), "action": (64, 64), "next_state": (64, 650)}
+            "state": (256, 650), "action": (290, 64), "next_state": (256, 650)}
         assert f["state"].id.get_storage_size() < f["state"].nbytes / 5  # each embedding lies in ten rows
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_interrupted_write_leaves_the_old_file_or_nothing(frames, item_matrix, tmp_path, monkeypatch, error):
-    path, gather, calls = tmp_path / "frames.hdf5", Frames.gather, []
+def stop_after(n_calls, error, monkeypatch):
+    """Let `gather` raise from its call n_calls + 1 on; return the list of indices it was asked for."""
+    gather, calls = Frames.gather, []
 
     def interrupted(self, index):
-        calls.append(len(index))
-        if len(calls) > 1:
+        calls.append(index.tolist())
+        if len(calls) > n_calls:
             raise error
         return gather(self, index)
 
     monkeypatch.setattr(Frames, "gather", interrupted)
-    with pytest.raises(error):
-        write_static(path, frames, "toy", rows=3)
-    assert calls == [3, 3] and list(tmp_path.iterdir()) == []
+    return calls
 
-    monkeypatch.undo()
-    write_static(path, frames, "toy", dtype="float32")
-    monkeypatch.setattr(Frames, "gather", interrupted)
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("seed", [None, 3])
+def test_interrupted_write_keeps_the_old_file_and_goes_on_where_it_stopped(frames, item_matrix, tmp_path, monkeypatch,
+                                                                          error, seed):
+    path = tmp_path / "frames.hdf5"
+    write_static(path, frames, "toy, old", dtype="float32")
+    stop_after(1, error, monkeypatch)
     with pytest.raises(error):
-        write_static(path, frames, "toy", rows=3)
-    assert list(tmp_path.iterdir()) == [path]
+        write_static(path, frames, "toy", seed=seed, dtype="float32", rows=3)
     monkeypatch.undo()
-    assert_same(joined(read_static(path, 4, 2, item_matrix)), whole(frames))
+    assert_same(joined(read_static(path, 4, 2, item_matrix)), whole(frames))  # the old one, untouched
+    calls = stop_after(9, error, monkeypatch)
+    write_static(path, frames, "toy", seed=seed, dtype="float32", rows=3)
+    monkeypatch.undo()
+    assert calls == [index.tolist() for index in frames.sample(3, seed is not None, seed or 0)][1:]
+    assert_same(joined(read_static(path, 4, 2, item_matrix)),
+                joined(frames.batches(3, shuffle=seed is not None, seed=seed or 0)))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("change", [dict(seed=1), dict(dtype="float16"), dict(smallest=True), dict(source="other"),
+                                    dict(rows=2), "ratings", "journal", "part"])
+def test_write_of_anything_else_starts_anew(frames, ratings, item_ids, item_matrix, tmp_path, monkeypatch, change):
+    path, options = tmp_path / "frames.hdf5", dict(source="toy", dtype="float32", rows=3)
+    stop_after(1, RuntimeError, monkeypatch)
+    with pytest.raises(RuntimeError):
+        write_static(path, frames, **options)
+    monkeypatch.undo()
+    if change == "ratings":
+        frames = Frames(ratings.assign(rating=ratings["rating"][::-1].to_numpy()), item_ids, item_matrix, 2)
+    elif change == "journal":
+        (tmp_path / ".frames.hdf5.part.json").write_text('{"written": 3')
+    elif change == "part":
+        (tmp_path / ".frames.hdf5.part").unlink()
+    else:
+        options |= change
+    calls = stop_after(9, RuntimeError, monkeypatch)
+    write_static(path, frames, **options)
+    assert calls[0] == next(frames.sample(options["rows"], "seed" in options, options.get("seed", 0))).tolist()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import numpy as np, pandas as pd
+from helpers.frames import Frames, write_static
+rng = np.random.default_rng(0)
+ratings = pd.DataFrame({"user_id": np.repeat(np.arange(40), 300), "item_id": rng.integers(0, 50, 12_000),
+                        "rating": rng.integers(1, 11, 12_000) / 2, "timestamp": np.arange(12_000)})
+frames, gather, calls = Frames(ratings, np.arange(50), rng.normal(size=(50, 16)), 10), Frames.gather, []
+def counted(self, index):
+    calls.append(int(index[0]))
+    if len(calls) == int(sys.argv[2]):
+        os.kill(os.getpid(), 9)
+    return gather(self, index)
+Frames.gather = counted
+write_static(Path(sys.argv[1]), frames, "toy", dtype="float32", rows=256, save_every=1024)
+Frames.gather = gather
+from helpers.frames import FIELDS, read_static
+import torch
+for made, stored in zip(frames.batches(500, shuffle=False), read_static(Path(sys.argv[1]), 500, 10, frames.items)):
+    assert all(torch.equal(a, b) for a, b in zip(made, stored))
+print(calls[0])
+"""
+
+
+def test_write_killed_twice_loses_only_what_was_not_saved(tmp_path):
+    def run(kill_at):
+        return subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "f.hdf5"), str(kill_at)],
+                              capture_output=True, text=True)
+
+    assert run(11).returncode == -9 and not (tmp_path / "f.hdf5").exists()   # ten blocks done, eight saved
+    assert run(7).returncode == -9                                           # goes on at 8, killed before 14
+    last = run(1000)
+    assert last.returncode == 0, last.stderr
+    assert int(last.stdout) == 12 * 256
+    assert [path.name for path in tmp_path.iterdir()] == ["f.hdf5"]
+
+
+def test_full_disk_leaves_nothing_to_go_on_from_but_the_old_file(frames, tmp_path, monkeypatch):
+    path = tmp_path / "frames.hdf5"
+    write_static(path, frames, "toy")
+    stop_after(1, OSError(28, "No space left on device"), monkeypatch)
+    with pytest.raises(OSError, match=r"the disk is full .* frames.hdf5"):
+        write_static(path, frames, "toy", rows=3)
+    assert path.exists()
+
+
+def test_numbers_too_large_for_half_precision_are_refused(ratings, item_ids, item_matrix, tmp_path):
+    with pytest.raises(DataError, match=r"beyond 65,504.*float32"):
+        write_static(tmp_path / "f.hdf5", Frames(ratings, item_ids, item_matrix * 1e5, 2), "toy")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("smallest", [False, True])
+def test_flipped_bytes_in_the_middle_are_noticed(tmp_path, smallest):
+    n, rng = 3000, np.random.default_rng(0)
+    ratings = pd.DataFrame({"user_id": 1, "item_id": np.arange(n), "rating": 3.0, "timestamp": range(n)})
+    frames = Frames(ratings, np.arange(n), rng.normal(size=(n, 8)), 10)
+    path = tmp_path / "f.hdf5"
+    write_static(path, frames, "toy", smallest=smallest)
+    with h5py.File(path) as f:
+        chunk = f["state"].id.get_chunk_info(1)
+    content = bytearray(path.read_bytes())
+    content[chunk.byte_offset + chunk.size // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"f.hdf5 is damaged between rows"):
+        list(read_static(path, 500, 10, frames.items))
+
+
+def test_fields_of_different_lengths_are_refused(static):
+    with h5py.File(static, "a") as f:
+        del f["done"]
+        f["done"] = np.zeros(3)
+    with pytest.raises(DataError, match=r"different lengths \(.*done 3\)"):
+        open_static(static)
 
 
 def test_static_file_of_another_frame_size_is_refused(static, item_matrix):
