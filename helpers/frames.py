@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 
 from helpers.files import DataError, need, replacing, shown, write_json
 
-BLOCK = 64  # rows whose places in the log are fetched together
+BLOCK = 64    # rows whose places in the log are fetched together
+ALONE = 1024  # rows up to which one thread does it: a training step keeps its threads to itself
 FIELDS = ("state", "action", "reward", "next_state", "done")
 
 
@@ -144,7 +145,7 @@ class Frames(torch.utils.data.Dataset):
         n, width = len(index), self.frame_size * (self.embed_size + 1)
         arrays = self._memory.take([(n, size) for size in (width, self.embed_size, 1, width, 1)])
         log = (field.numpy() for field in (self.start, self.item_idx, self.rating, self.items))
-        fill = _fill_in_parallel if torch.get_num_threads() > 1 and n > BLOCK else _fill_rows
+        fill = _fill_in_parallel if torch.get_num_threads() > 1 and n > ALONE else _fill_rows
         fill(0, n, index.numpy(), *log, self.frame_size, *arrays)
         return self._memory.lend(arrays)
 

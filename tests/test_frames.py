@@ -158,7 +158,7 @@ def test_dynamic_static_and_brute_force_agree_whatever_the_logs(tmp_path, drawn)
             Frames(ratings, ids[:-1], matrix[:-1], frame_size)
 
 
-@pytest.mark.parametrize("n", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 1024, 1025, 3000])
 def test_the_fast_way_and_the_plain_way_agree(n):
     """Devices other than the CPU gather with torch; both must give the same, on one thread or two."""
     rng = np.random.default_rng(0)

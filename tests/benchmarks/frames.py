@@ -51,8 +51,8 @@ def prepare() -> None:
             subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(beside),
                             "recnn==0.1"], check=True)
             (beside / "recnn" / "__init__.py").write_text("")
-    Frames(pd.DataFrame({"user_id": 1, "item_id": range(200), "rating": 3.0, "timestamp": 0}), np.arange(200),
-           np.zeros((200, 2), np.float32)).gather(torch.arange(190))  # compiles, once for this machine
+    Frames(pd.DataFrame({"user_id": 1, "item_id": range(2000), "rating": 3.0, "timestamp": 0}), np.arange(2000),
+           np.zeros((2000, 2), np.float32)).gather(torch.arange(1990))  # compiles, once for this machine
 
 
 def load(n_transitions: int | None = None) -> tuple[Frames, np.ndarray]:
