@@ -343,7 +343,8 @@ def write_static(path: Path, frames: Frames, source: str, seed: int | None = Non
     with replacing(path) as beside:
         journal = beside.with_name(beside.name + ".json")
         written = _rows_saved(journal, recipe) if beside.exists() else 0
-        journal.unlink(missing_ok=True)
+        if not written:
+            journal.unlink(missing_ok=True)
         with h5py.File(beside, "r+" if written else "w") as file:
             _write_metadata_on_flush_alone(file)
             for name, shape in {} if written else columns.items():
@@ -356,7 +357,7 @@ def write_static(path: Path, frames: Frames, source: str, seed: int | None = Non
             def save(n_rows: int) -> None:  # the journal stands only while the part on disk is whole
                 journal.unlink(missing_ok=True)
                 file.flush()
-                write_json(journal, {**recipe, "written": n_rows})
+                write_json(journal, {"recipe": recipe, "written": n_rows})
 
             with tqdm(total=len(frames), initial=written, desc=path.name, unit="row", unit_scale=True,
                       leave=False) as bar:
@@ -385,8 +386,7 @@ def _rows_saved(journal: Path, recipe: dict) -> int:
         known = json.loads(journal.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return 0
-    return known.pop("written", 0) if known.keys() - {"written"} == recipe.keys() and \
-        all(known[key] == value for key, value in recipe.items()) else 0
+    return known["written"] if known.get("recipe") == recipe else 0
 
 
 def _write_metadata_on_flush_alone(file: h5py.File) -> None:

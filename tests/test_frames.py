@@ -452,12 +452,13 @@ print(calls[0])
 """
 
 
-def test_write_killed_twice_loses_only_what_was_not_saved(tmp_path):
+def test_write_killed_thrice_loses_only_what_was_not_saved(tmp_path):
     def run(kill_at):
         return subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "f.hdf5"), str(kill_at)],
                               capture_output=True, text=True)
 
     assert run(11).returncode == -9 and not (tmp_path / "f.hdf5").exists()   # ten blocks done, eight saved
+    assert run(2).returncode == -9                                           # goes on at 8, killed before a save
     assert run(7).returncode == -9                                           # goes on at 8, killed before 14
     last = run(1000)
     assert last.returncode == 0, last.stderr
