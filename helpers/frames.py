@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -20,8 +21,9 @@ from tqdm.auto import tqdm
 
 from helpers.files import DataError, need, replacing, shown, write_json
 
-BLOCK = 64    # rows whose places in the log are fetched together
-ALONE = 1024  # rows up to which one thread does it: a training step keeps its threads to itself
+BLOCK = 64       # rows whose places in the log are fetched together
+GROUP = 1 << 20  # rows shuffled together
+ALONE = 1024     # rows up to which one thread does it: a training step keeps its threads to itself
 FIELDS = ("state", "action", "reward", "next_state", "done")
 
 
@@ -73,19 +75,22 @@ class Frames(torch.utils.data.Dataset):
         if len(item_ids) != len(item_matrix) or len(np.unique(item_ids)) != len(item_ids):
             raise DataError(f"{len(item_ids)} item ids ({len(np.unique(item_ids))} distinct) for an item matrix of "
                             f"{len(item_matrix)} rows: each row wants one id of its own")
-        item_idx = pd.Index(item_ids).get_indexer(ratings["item_id"]).astype(np.int32)
+        item_idx, known = np.empty(len(ratings), np.int32), pd.Index(item_ids)
+        for part in _parts(len(ratings)):
+            item_idx[part] = known.get_indexer(ratings["item_id"].iloc[part])
         if (item_idx < 0).any():
             unknown = sorted(set(ratings["item_id"][item_idx < 0]))
             raise DataError(f"{len(unknown)} rated items have no embedding (ids {', '.join(map(str, unknown[:5]))} …): "
                             f"make the item matrix from the same data set, notes/03_pca.ipynb")
         users, times = ratings["user_id"].to_numpy(), ratings["timestamp"].to_numpy()
-        rating = ratings["rating"].to_numpy(np.float32)
-        new_user = users[1:] != users[:-1]
-        if ((users[1:] < users[:-1]) | (~new_user & (times[1:] < times[:-1]))).any():
+        rating = ratings["rating"].to_numpy(np.float32, copy=True)
+        if any((users[1:][part] < users[:-1][part]).any()
+               or ((users[1:][part] == users[:-1][part]) & (times[1:][part] < times[:-1][part])).any()
+               for part in _parts(len(users) - 1)):
             order = np.lexsort((times, users))
             users, times, item_idx, rating = users[order], times[order], item_idx[order], rating[order]
-            new_user = users[1:] != users[:-1]
-        is_last = np.append(new_user, True)[:len(users)]
+        is_last = np.ones(len(users), bool)
+        np.not_equal(users[1:], users[:-1], out=is_last[:-1])
         ends = np.flatnonzero(is_last) + 1
         starts = np.r_[0, ends[:-1]][:len(ends)]
         lengths = ends - starts
@@ -100,7 +105,12 @@ class Frames(torch.utils.data.Dataset):
             is_start[:-frame_size] &= times[frame_size:] >= since
             if not is_start.any():
                 raise DataError(f"no user's action number {frame_size + 1} or later was rated at {since} or after it")
-        whole = np.int32 if len(users) <= np.iinfo(np.int32).max else np.int64
+        start = np.empty(np.count_nonzero(is_start), np.int32 if len(users) <= np.iinfo(np.int32).max else np.int64)
+        n = 0
+        for part in _parts(len(users)):
+            found = part.start + np.flatnonzero(is_start[part])
+            start[n:n + len(found)] = found
+            n += len(found)
         self.frame_size, self.embed_size = frame_size, int(item_matrix.shape[1])
         self.user_ids, self.log_start, self.log_length = users[starts], starts, lengths
         self.n_short_users = int((~long).sum())
@@ -108,9 +118,9 @@ class Frames(torch.utils.data.Dataset):
         self.item_ids = np.asarray(item_ids)
         self.items = torch.as_tensor(item_matrix, dtype=torch.float32, device=device).contiguous()
         self.item_idx = torch.as_tensor(item_idx, device=device)      # (n_ratings,) rows of the item matrix
-        self.rating = torch.as_tensor(rating.copy(), device=device)             # (n_ratings,)
+        self.rating = torch.as_tensor(rating, device=device)          # (n_ratings,)
         self.is_last = torch.as_tensor(is_last, device=device)        # (n_ratings,) last of its user's log
-        self.start = torch.as_tensor(np.flatnonzero(is_start).astype(whole), device=device)  # (n,) first of a window
+        self.start = torch.as_tensor(start, device=device)            # (n,) first of a window
 
     def __len__(self) -> int:
         return len(self.start)
@@ -168,9 +178,12 @@ class Frames(torch.utils.data.Dataset):
 
     def sample(self, batch_size: int, shuffle: bool = True, seed: int = 0) -> Iterator[Tensor]:
         """Yield index batches (≤ batch_size,) that cover every transition once; the same for a seed."""
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self), generator=generator) if shuffle else torch.arange(len(self))
-        yield from order.to(self.device).split(batch_size)
+        in_order = (torch.arange(low, min(low + GROUP, len(self))) for low in range(0, len(self), GROUP))
+        rest = torch.empty(0, dtype=torch.int64)
+        for piece in _shuffled(len(self), seed) if shuffle else in_order:
+            *full, rest = torch.cat([rest, piece]).to(self.device).split(batch_size)
+            yield from full
+        yield rest
 
     def batches(self, batch_size: int, shuffle: bool = True, seed: int = 0,
                 device: str | torch.device | None = None) -> Iterator[Transition]:
@@ -299,6 +312,24 @@ def _fill_in_parallel(first, stop, index, start, item_idx, rating, items, frame_
                    state, action, reward, next_state, done)
 
 
+def _parts(n: int) -> list[slice]:
+    """Cut n rows into slices that fit a cache: new memory for all of them at once costs more than the work."""
+    return [slice(first, min(first + (1 << 16), n)) for first in range(0, n, 1 << 16)]
+
+
+def _shuffled(n: int, seed: int) -> Iterator[Tensor]:
+    """Yield 0 … n − 1 in a random order, every order being as likely, in pieces of about a million.
+
+    Each number draws a group; the groups then are shuffled as their turn comes, in the cache and not all at the
+    start. (Rao 1961 and Sandelius 1962, "A simple randomization procedure".)
+    """
+    generator, n_groups = torch.Generator().manual_seed(seed), min(1 + n // GROUP, 256)
+    group = torch.randint(n_groups, (n,), generator=generator, dtype=torch.uint8) if n_groups > 1 else torch.zeros(n)
+    for g in range(n_groups):
+        members = (group == g).nonzero().squeeze(1)
+        yield members[torch.randperm(len(members), generator=generator)]
+
+
 def flatten(vectors: Tensor, rating: Tensor) -> Tensor:
     """Lay out a frame: vectors (B, F, E) and ratings (B, F) → state (B, F·(E+1))."""
     return torch.cat([vectors.flatten(1), rating], dim=1)
@@ -326,8 +357,9 @@ def write_static(path: Path, frames: Frames, source: str, seed: int | None = Non
         source: what the ratings are, kept as an attribute.
         dtype: "float16" or "float32" for vectors and ratings.
         smallest: states too in Zstandard and chunks of 2,048 rows (5 MB): smaller, written more slowly, and slow to
-            read in small slices. Otherwise LZ4 and 256 rows, which fit h5py's cache of 1 MB.
-        rows: rows made at a time.
+            read in small slices. Otherwise LZ4 and 256 rows (660 KB).
+        rows: rows made at a time, and in a chunk of actions; a chunk of states holds a whole fraction of them, so
+            that every save finds whole chunks.
         save_every: rows between two moments from which an interrupted write can go on.
 
     Raises:
@@ -349,7 +381,7 @@ def write_static(path: Path, frames: Frames, source: str, seed: int | None = Non
             _write_metadata_on_flush_alone(file)
             for name, shape in {} if written else columns.items():
                 packed = hdf5plugin.LZ4() if name.endswith("state") and not smallest else hdf5plugin.Zstd()
-                chunk = rows if not shape else 2048 if smallest or name == "action" else 256
+                chunk = math.gcd(rows, 2048 if smallest else 256) if name.endswith("state") else rows
                 file.create_dataset(name, (len(frames), *shape), dtype=dtype if shape else np.int8, fletcher32=True,
                                     chunks=(min(chunk, len(frames)), *shape), **packed)
             file.attrs.update(about)
@@ -365,9 +397,8 @@ def write_static(path: Path, frames: Frames, source: str, seed: int | None = Non
                     for n, index in enumerate(frames.sample(rows, shuffle=seed is not None, seed=seed or 0)):
                         if n * rows < written:
                             continue
-                        for name, field in zip(FIELDS, frames.gather(index), strict=True):
-                            values = field.half() if dtype == "float16" and columns[name] else field
-                            values = values.cpu().numpy()
+                        stored = [field.to(getattr(torch, dtype)).cpu().numpy() for field in frames.gather(index)]
+                        for name, values in zip(FIELDS, stored, strict=True):
                             file[name][n * rows:n * rows + len(index)] = values if columns[name] else values[:, 0]
                         written = n * rows + len(index)
                         bar.update(len(index))
@@ -413,18 +444,22 @@ def read_static(path: Path, batch_size: int, frame_size: int, item_matrix: np.nd
             raise DataError(f"{shown(path)} was written with another item matrix: "
                             f"run notes/04_static_dataset.ipynb again")
         fields, n_rows, memory = [file[name] for name in FIELDS], len(file["reward"]), _Memory()
-        stored = [np.empty((min(batch_size, n_rows), *field.shape[1:]), field.dtype) for field in fields]
-        for first in range(0, n_rows, batch_size):
-            n = min(batch_size, n_rows - first)
-            arrays = memory.take([(n, *(field.shape[1:] or (1,))) for field in fields])
+        rows = batch_size * -(-4096 // batch_size)  # whole batches and whole chunks, even where batches are small
+        stored = [np.empty((min(rows, n_rows), *field.shape[1:]), field.dtype) for field in fields]
+        for low in range(0, n_rows, rows):
+            high = min(low + rows, n_rows)
             try:
-                for field, raw, array in zip(fields, stored, arrays, strict=True):
-                    field.read_direct(raw, np.s_[first:first + n], np.s_[:n])
-                    torch.from_numpy(array).copy_(torch.from_numpy(raw[:n].reshape(array.shape)))
+                for field, raw in zip(fields, stored, strict=True):
+                    field.read_direct(raw, np.s_[low:high], np.s_[:high - low])
             except OSError as error:
-                raise DataError(f"{shown(path)} is damaged between rows {first:,} and {first + n:,} ({error}): "
+                raise DataError(f"{shown(path)} is damaged between rows {low:,} and {high:,} ({error}): "
                                 f"delete it and run notes/04_static_dataset.ipynb") from error
-            yield Transition(*(field.to(device) for field in memory.lend(arrays)))
+            for first in range(0, high - low, batch_size):
+                n = min(batch_size, high - low - first)
+                arrays = memory.take([(n, *(field.shape[1:] or (1,))) for field in fields])
+                for raw, array in zip(stored, arrays, strict=True):
+                    torch.from_numpy(array).copy_(torch.from_numpy(raw[first:first + n].reshape(array.shape)))
+                yield Transition(*(field.to(device) for field in memory.lend(arrays)))
 
 
 def open_static(path: Path) -> h5py.File:
@@ -436,7 +471,7 @@ def open_static(path: Path) -> h5py.File:
     """
     need(path, "04_static_dataset")
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(path, "r", rdcc_nbytes=1 << 21)  # a cache of chunks that fits the processor's own
     except OSError as error:
         raise DataError(f"{shown(path)} is not a readable HDF5 file ({error}): delete it and run "
                         f"notes/04_static_dataset.ipynb") from error

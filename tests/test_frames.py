@@ -1,5 +1,7 @@
 import subprocess
 import sys
+from collections import Counter
+from itertools import permutations
 
 import h5py
 import hdf5plugin  # noqa: F401  (registers the filters for plain h5py)
@@ -251,6 +253,24 @@ def test_batches_cover_every_transition_once_and_the_same_for_a_seed(frames):
     assert [len(index) for index in frames.sample(3)] == [3, 3, 1]
 
 
+@pytest.mark.parametrize("group", [1, 2, 6, 7])
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_shuffling_in_groups_covers_every_transition_in_full_batches(frames, monkeypatch, group, batch_size):
+    monkeypatch.setattr(frames_module, "GROUP", group)
+    for seed in range(20):
+        batches = list(frames.sample(batch_size, seed=seed))
+        assert sorted(torch.cat(batches).tolist()) == list(range(7))
+        assert {len(index) for index in batches[:-1]} <= {batch_size} and len(batches) == -(-7 // batch_size)
+        assert torch.equal(torch.cat(batches), torch.cat(list(frames.sample(batch_size, seed=seed))))
+
+
+def test_shuffling_in_groups_makes_every_order_as_likely(monkeypatch):
+    monkeypatch.setattr(frames_module, "GROUP", 2)
+    found = Counter(tuple(torch.cat(list(frames_module._shuffled(4, seed))).tolist()) for seed in range(4800))
+    off = sum((found[order] - 200) ** 2 / 200 for order in permutations(range(4)))
+    assert off < 44.2  # chi-square with 23 degrees of freedom: beyond it in half a percent of fair draws
+
+
 def test_batches_without_shuffle_are_in_the_order_of_users_and_time(frames):
     assert_same(joined(frames.batches(3, shuffle=False)), whole(frames))
 
@@ -442,7 +462,7 @@ def counted(self, index):
         os.kill(os.getpid(), 9)
     return gather(self, index)
 Frames.gather = counted
-write_static(Path(sys.argv[1]), frames, "toy", dtype="float32", rows=256, save_every=1024)
+write_static(Path(sys.argv[1]), frames, "toy", dtype="float32", rows=300, save_every=1200)
 Frames.gather = gather
 from helpers.frames import FIELDS, read_static
 import torch
@@ -462,7 +482,7 @@ def test_write_killed_thrice_loses_only_what_was_not_saved(tmp_path):
     assert run(7).returncode == -9                                           # goes on at 8, killed before 14
     last = run(1000)
     assert last.returncode == 0, last.stderr
-    assert int(last.stdout) == 12 * 256
+    assert int(last.stdout) == 12 * 300
     assert [path.name for path in tmp_path.iterdir()] == ["f.hdf5"]
 
 

@@ -224,6 +224,24 @@ def static() -> dict:
     return rows
 
 
+def full_static() -> dict:
+    """Write and read all transitions once: 14 GB and some four minutes, so only when asked for by name."""
+    frames, matrix = load()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak from here on: the table has been read
+    with tempfile.TemporaryDirectory(dir=HOME) as folder:
+        path, started = Path(folder) / "transitions.hdf5", time.perf_counter()
+        write_static(path, frames, "SYNTHETIC")
+        written = time.perf_counter()
+        peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
+        assert sum(len(batch.state) for batch in read_static(path, BATCH_SIZE, FRAME_SIZE, matrix)) == len(frames)
+        read = time.perf_counter()
+        size = path.stat().st_size / len(frames)
+    return {f"ours, static, all {len(frames):,} written": {"rate": len(frames) / (written - started), "bytes": size,
+                                                            "seconds": written - started, "peak_mb_writing": peak},
+            f"ours, static, all {len(frames):,} read": {"rate": len(frames) / (read - written), "bytes": size,
+                                                         "seconds": read - written}}
+
+
 PROCESSES = [old, per_item, in_turns, full_pass, loader, static, recnn]
 
 
@@ -260,10 +278,11 @@ def table(result: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("process", nargs="?", choices=[process.__name__ for process in PROCESSES])
+    named = {process.__name__: process for process in [*PROCESSES, full_static]}
+    parser.add_argument("process", nargs="?", choices=named, help="run this one alone and print its rows")
     chosen = parser.parse_args().process
     if chosen:
-        rows = next(process for process in PROCESSES if process.__name__ == chosen)()
+        rows = named[chosen]()
         peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1e3
         print(json.dumps({name: {**row, "peak_mb": peak} for name, row in rows.items()}))
         return
