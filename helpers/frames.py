@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from helpers.files import DataError, need, replacing, shown, write_json
 
 BLOCK = 64       # rows whose places in the log are fetched together
-GROUP = 1 << 20  # rows shuffled together
+GROUP = 1 << 21  # rows shuffled together
 ALONE = 1024     # rows up to which one thread does it: a training step keeps its threads to itself
 FIELDS = ("state", "action", "reward", "next_state", "done")
 
@@ -116,7 +116,8 @@ class Frames(torch.utils.data.Dataset):
         self.n_short_users = int((~long).sum())
         self.device, self._memory = torch.device(device), _Memory()
         self.item_ids = np.asarray(item_ids)
-        self.items = torch.as_tensor(item_matrix, dtype=torch.float32, device=device).contiguous()
+        self.items = torch.as_tensor(item_matrix, dtype=torch.float32, device=device) \
+            .clone(memory_format=torch.contiguous_format)             # (n_items, E): torch begins it at a cache line
         self.item_idx = torch.as_tensor(item_idx, device=device)      # (n_ratings,) rows of the item matrix
         self.rating = torch.as_tensor(rating, device=device)          # (n_ratings,)
         self.is_last = torch.as_tensor(is_last, device=device)        # (n_ratings,) last of its user's log
@@ -318,15 +319,15 @@ def _parts(n: int) -> list[slice]:
 
 
 def _shuffled(n: int, seed: int) -> Iterator[Tensor]:
-    """Yield 0 … n − 1 in a random order, every order being as likely, in pieces of about a million.
+    """Yield 0 … n − 1 in a random order, every order being as likely, in pieces of some two million.
 
     Each number draws a group; the groups then are shuffled as their turn comes, in the cache and not all at the
     start. (Rao 1961 and Sandelius 1962, "A simple randomization procedure".)
     """
     generator, n_groups = torch.Generator().manual_seed(seed), min(1 + n // GROUP, 256)
-    group = torch.randint(n_groups, (n,), generator=generator, dtype=torch.uint8) if n_groups > 1 else torch.zeros(n)
+    group = torch.randint(n_groups, (n,), generator=generator, dtype=torch.uint8).numpy() if n_groups > 1 else None
     for g in range(n_groups):
-        members = (group == g).nonzero().squeeze(1)
+        members = torch.arange(n) if group is None else torch.from_numpy(np.flatnonzero(group == g))
         yield members[torch.randperm(len(members), generator=generator)]
 
 
