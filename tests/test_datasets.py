@@ -12,13 +12,25 @@ import pandas as pd
 import pytest
 
 from helpers import datasets
-from helpers.datasets import check_ratings, download, fetch, read_items, read_links, read_ratings, unpack
+from helpers.datasets import (
+    check_ratings,
+    download,
+    drop_duplicates,
+    fetch,
+    from_frame,
+    read_items,
+    read_links,
+    read_ratings,
+    summary,
+    unpack,
+)
 from helpers.files import DataError
 
 CSV = "userId,movieId,rating,timestamp\n"
 INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 MOVIES = "movieId,title,genres\n"
 ITEM = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+U_ITEM = "1|Toy Story (1995)|01-Jan-1995||http://x|0|0|0|1|1|1|0|0|0|0|0|0|0|0|0|0|0|0|0\n"
 BODY = bytes(range(256)) * 40
 
 
@@ -205,9 +217,37 @@ def test_fetch_unpacks_a_zip_given_by_path(tmp_path):
     assert (tmp_path / "data" / "clicks" / "raw").is_dir()
 
 
+@pytest.mark.parametrize("name, inside", [("ml-1m", "ml-1m"), ("ml-10m", "ml-10M100K")])
+def test_fetch_downloads_the_dat_archives_too(host, tmp_path, monkeypatch, name, inside):
+    archive = make_zip(tmp_path / "z", {f"{inside}/ratings.dat": "2::30::4.5::7\n1::20::3::5\n",
+                                        f"{inside}/movies.dat": "20::Heat (1995)::Action|Crime\n"}).read_bytes()
+    host.files[f"/{name}.zip"] = archive
+    monkeypatch.setattr(datasets, "GROUPLENS", host.url.removesuffix("x.zip"))
+    monkeypatch.setitem(datasets.ARCHIVES, name, hashlib.md5(archive).hexdigest())
+    raw = fetch(name, tmp_path, tmp_path / "downloads")
+    assert raw == tmp_path / "data" / name / "raw"
+    assert read_ratings(raw).values.tolist() == [[1, 20, 3, 5], [2, 30, 4.5, 7]]
+    assert items_of(raw) == [("Heat", 1995, ["Action", "Crime"])]
+
+
+def test_the_original_archive_is_read_though_the_copy_in_the_wheel_was_unpacked_later(wheel, tmp_path):
+    archive = make_zip(tmp_path / "ml-100k.zip", {"ml-100k/u.data": "1\t2\t3\t4\n", "ml-100k/u.item": U_ITEM})
+    os.utime(archive, (1e9, 1e9))
+    assert names(fetch("ml-100k", tmp_path, wheel.downloads)) == ["ml-100k.inter", "ml-100k.item"]
+    assert names(fetch(str(archive), tmp_path)) == ["u.data", "u.item"]
+
+
+def test_an_archive_that_is_unpacked_already_is_not_unpacked_again(tmp_path, monkeypatch):
+    archive = make_zip(tmp_path / "own.zip", {"own/ratings.csv": CSV, "__MACOSX/own/._ratings.csv": b"\x00"})
+    raw = fetch(str(archive), tmp_path)
+    monkeypatch.setattr(datasets, "unpack", None)
+    assert fetch(str(archive), tmp_path) == raw
+
+
 @pytest.mark.parametrize("dataset", ["ml-21m", "no/such/folder", "none.zip"])
 def test_unknown_name_gets_the_list_of_known_ones_and_no_folder(tmp_path, dataset):
-    with pytest.raises(DataError, match=r"neither a folder, a .zip, nor one of: ml-100k, ml-latest-small, ml-20m"):
+    with pytest.raises(DataError, match=r"neither a folder, a .zip, nor one of: ml-100k, ml-latest-small, ml-1m, "
+                                        r"ml-10m, ml-20m, ml-25m, ml-32m, ml-latest$"):
         fetch(dataset, tmp_path)
     assert not list(tmp_path.glob("data/*"))
 
@@ -408,6 +448,55 @@ def test_inter_and_csv_give_the_same_ratings(read):
     assert csv.values.tolist() == [[1, 4, 5, 6], [1, 2, 3.5, 7]]
 
 
+FORMATS = {"ratings.csv": (CSV, ","), "ml.inter": (INTER, "\t"), "u.data": ("", "\t"), "ratings.dat": ("", "::")}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("end, mark", [("\n", ""), ("\r\n", ""), ("\n", "\ufeff"), ("\r\n", "\ufeff"), (" \n", "")])
+@pytest.mark.parametrize("last", ["", "\n", "\n\r\n"])
+def test_every_format_gives_the_same_ratings(raw, monkeypatch, name, end, mark, last):
+    header, separator = FORMATS[name]
+    rows = [(2, 30, 4, 50), (1, 9, 3.5, 20), (2, 10, 5, 40), (1, 5, 0.5, 20), (2, 20, 1, 40), (1, 7, 2, 10)]
+    body = "".join(separator.join(map(str, row)) + end for row in rows)
+    folder = raw({name: mark + header.replace("\n", end) + body + last})
+    expected = [[1, 7, 2, 10], [1, 9, 3.5, 20], [1, 5, 0.5, 20], [2, 10, 5, 40], [2, 20, 1, 40], [2, 30, 4, 50]]
+    fast = read_ratings(folder)
+    assert fast.values.tolist() == expected
+    monkeypatch.setattr(datasets, "_read_numbers", lambda *_, **__: None)  # the way of text
+    pd.testing.assert_frame_equal(read_ratings(folder), fast)
+
+
+@pytest.mark.parametrize("name, text", [("u.data", "1\t2\t3\t4\n" * 9), ("ratings.dat", "1::2::3.5::4\n" * 9),
+                                        ("ratings.csv", CSV + "1,2,3,4\n" * 9),
+                                        ("ratings.csv", '\ufeff"userId","movieId","rating","timestamp"\r\n'
+                                                        + "1,2,3,4\r\n" * 9)])
+@pytest.mark.parametrize("piece_size", [1, 30, 10 ** 6])
+def test_tables_of_plain_numbers_go_the_fast_way(raw, name, text, piece_size):
+    separator, columns = {"u.data": ("\t", datasets.RATING_COLUMNS), "ratings.dat": ("::", datasets.RATING_COLUMNS),
+                          "ratings.csv": (",", None)}[name]
+    numbers = datasets._read_numbers(raw({name: text}) / name, separator, piece_size, columns)
+    assert [len(column) for column in numbers.values()] == [9] * 4
+
+
+@pytest.mark.parametrize("name, separator", [("u.data", "\t"), ("ratings.dat", "::")])
+@pytest.mark.parametrize("column, value", [(0, "1.5"), (1, "x"), (2, "good"), (2, ""), (3, "1997-12-04")])
+def test_bad_value_is_shown_with_its_line_without_a_header_too(raw, name, separator, column, value):
+    rows = [["1", "2", "3", "4"], ["1", "3", "3", "4"], ["1", "4", "3", "4"]]
+    rows[2][column] = value
+    with pytest.raises(DataError, match=f"{name}, line 3: {datasets.RATING_COLUMNS[column]} '{value}' is not"):
+        read_ratings(raw({name: "".join(separator.join(row) + "\n" for row in rows)}))
+
+
+@pytest.mark.parametrize("name, text", [
+    ("u.data", "1,2,3,4\n"), ("u.data", "1\t2\t3\n"), ("u.data", "1\t2\t3\t4\t5\n"), ("u.data", "\n"),
+    ("ratings.dat", "1::2::3\n"), ("ratings.dat", "1::2::3::4::5\n"), ("ratings.dat", "1::2::3::4\n1::2::3\n"),
+    ("ratings.dat", ""),
+])
+def test_headless_file_of_another_shape_gets_a_sentence(raw, name, text):
+    with pytest.raises(DataError, match=f"{name} (has [0-9] columns separated by|is not a table of UTF-8 text sep)"):
+        read_ratings(raw({name: text}))
+
+
 @pytest.mark.parametrize("text", ["\ufeff" + CSV + "1,2,3,4\n", CSV.replace("\n", "\r\n") + "1,2,3,4\r\n",
                                   CSV + '"1","2","3","4"\n', "timestamp,rating,movieId,extra,userId\n4,3,2,x,1\n"])
 def test_usual_shapes_of_csv_are_read(read, text):
@@ -479,6 +568,176 @@ def test_own_table_of_numbers_is_checked_alike():
         check_ratings(table.assign(rating=[1.0, np.nan]), "clicks")
 
 
+# --- own tables
+
+CLICKS = pd.DataFrame({"who": ["eve", "bob", "eve", "bob"], "what": [70, 9, 9, 70], "stars": [4.5, 1, 3, 2],
+                       "when": [30, 20, 10, 20]}, index=[5, 5, 6, 7])
+COLUMNS = {"user": "who", "item": "what", "timestamp": "when"}
+
+
+def test_own_table_becomes_ratings_and_is_left_as_it_is():
+    table = CLICKS.copy()
+    ratings, users, items = from_frame(table, rating="stars", **COLUMNS)
+    assert ratings.values.tolist() == [[1, 9, 1, 20], [1, 70, 2, 20], [2, 9, 3, 10], [2, 70, 4.5, 30]]
+    assert ratings.dtypes.to_dict() == datasets.RATING_TYPES
+    assert users.to_dict() == {1: "bob", 2: "eve"} and items.to_dict() == {9: 9, 70: 70}
+    assert ratings["user_id"].map(users).tolist() == ["bob", "bob", "eve", "eve"]
+    pd.testing.assert_frame_equal(table, CLICKS)
+
+
+def test_whole_table_of_the_usual_names_is_left_as_it_is():
+    table = pd.DataFrame({"user_id": [1, 1], "item_id": [5, 4], "rating": np.float32([2, 3]), "timestamp": [9, 8]})
+    copy = table.copy()
+    ratings, _, _ = from_frame(table, rating="rating")
+    assert ratings.values.tolist() == [[1, 4, 3, 8], [1, 5, 2, 9]]
+    pd.testing.assert_frame_equal(table, copy)
+
+
+def test_clicks_get_the_stars_that_are_asked_for():
+    assert from_frame(CLICKS, **COLUMNS)[0]["rating"].tolist() == [5] * 4
+    assert from_frame(CLICKS, stars=3.5, **COLUMNS)[0]["rating"].tolist() == [3.5] * 4
+    with pytest.raises(DataError, match="the table: ratings run from 7 to 7"):
+        from_frame(CLICKS, stars=7, **COLUMNS)
+
+
+def test_order_of_the_rows_does_not_change_the_numbers():
+    one = from_frame(CLICKS.iloc[[0, 1, 2]], rating="stars", **COLUMNS)
+    other = from_frame(CLICKS.iloc[[2, 1, 0]], rating="stars", **COLUMNS)
+    for a, b in zip(one, other, strict=True):
+        assert a.equals(b) and a.index.equals(b.index)
+
+
+@pytest.mark.parametrize("values, ids, own", [
+    ([7, 2**53 + 1, 7], [7, 2**53 + 1, 7], [7, 2**53 + 1]),
+    (pd.array([7, 0, 7], "Int64"), [7, 0, 7], [0, 7]),
+    (pd.array([7, 0, 7], "int64[pyarrow]"), [7, 0, 7], [0, 7]),
+    (pd.array([7, 0, 7], "double[pyarrow]"), [7, 0, 7], [0, 7]),
+    (np.array([7, 3, 7], "uint8"), [7, 3, 7], [3, 7]),
+    ([7.0, 3.0, 7.0], [7, 3, 7], [3, 7]),
+    (["7", "10", "7"], [7, 10, 7], [7, 10]),
+    (pd.Categorical([7, 10, 7]), [7, 10, 7], [7, 10]),
+    (["7", "007", "7"], [2, 1, 2], ["007", "7"]),
+    (["7", "x", "7"], [1, 2, 1], ["7", "x"]),
+    (pd.Categorical(["b", "a", "b"]), [2, 1, 2], ["a", "b"]),
+    (["9" * 30, "a", "é"], [1, 2, 3], ["9" * 30, "a", "é"]),
+])
+@pytest.mark.parametrize("column", ["user", "item"])
+def test_whole_numbers_are_kept_and_other_ids_are_numbered(values, ids, own, column):
+    table = pd.DataFrame({"user_id": 1, "item_id": 1, "timestamp": [1, 2, 3]}).assign(**{f"{column}_id": values})
+    ratings, users, items = from_frame(table)
+    mapping = users if column == "user" else items
+    assert ratings.sort_values("timestamp")[f"{column}_id"].tolist() == ids
+    assert mapping.tolist() == own and mapping.index.name == f"{column}_id"
+    assert ratings[f"{column}_id"].isin(mapping.index).all() and mapping.index.is_monotonic_increasing
+
+
+@pytest.mark.parametrize("times", [
+    pd.to_datetime(["2001-09-09 01:46:41.9", "2001-09-09 01:46:40.2"]),
+    pd.to_datetime(["2001-09-09 01:46:41", "2001-09-09 01:46:40"]).as_unit("s"),
+    pd.to_datetime(["2001-09-09 01:46:41", "2001-09-09 01:46:40"]).as_unit("ms"),
+    pd.to_datetime(["2001-09-09 01:46:41", "2001-09-09 01:46:40"]).as_unit("ns"),
+    pd.to_datetime(["2001-09-08 21:46:41", "2001-09-08 21:46:40"]).tz_localize("America/New_York"),
+    pd.Series(pd.to_datetime(["2001-09-09 01:46:41Z", "2001-09-09 01:46:40Z"])).astype(object),
+    pd.Series(pd.to_datetime(["2001-09-09 01:46:41", "2001-09-09 01:46:40"])).astype("timestamp[us][pyarrow]"),
+    [10**9 + 1, 10**9], [1e9 + 1.5, 1e9 + 0.5], pd.array([10**9 + 1, 10**9], "Int64"),
+    pd.array([10**9 + 1, 10**9], "int64[pyarrow]"), pd.array([1e9 + 1.5, 1e9 + 0.5], "double[pyarrow]"),
+    np.uint32([10**9 + 1, 10**9]),
+], ids=str)
+def test_times_of_every_kind_become_seconds(times):
+    table = pd.DataFrame({"user_id": 1, "item_id": [1, 2], "timestamp": times})
+    assert from_frame(table)[0].values.tolist() == [[1, 2, 5, 10**9], [1, 1, 5, 10**9 + 1]]
+
+
+@pytest.mark.parametrize("unit", ["datetime", "float"])
+def test_fractions_of_a_second_put_rows_in_order_before_they_are_cut_off(unit):
+    times = np.array([5.75, 5.25, 5.5, 5.25])
+    table = pd.DataFrame({"user_id": ["b", "b", "a", "b"], "item_id": [1, 2, 3, 4],
+                          "timestamp": times if unit == "float" else pd.to_datetime(times, unit="s")})
+    assert from_frame(table)[0].values.tolist() == [[1, 3, 5, 5], [2, 2, 5, 5], [2, 4, 5, 5], [2, 1, 5, 5]]
+
+
+@pytest.mark.parametrize("column, value, sentence", [
+    ("user_id", None, "is missing"), ("user_id", np.nan, "is missing"), ("user_id", " ", "is empty"),
+    ("user_id", -1, "is not a whole number from 0"), ("item_id", 1.5, "is not a whole number from 0"),
+    ("item_id", np.inf, "is not a whole number from 0"), ("item_id", 2.0**60, "is not a whole number from 0"),
+    ("item_id", np.uint64(2**63), "is not a whole number from 0"),
+    ("rating", np.nan, "is not one of 0.5"), ("rating", -1, "is not one of 0.5"), ("rating", 0, "is not one of 0.5"),
+    ("rating", 4.3, "is not one of 0.5"), ("rating", 10, "is not one of 0.5"), ("rating", "good", "is not one of 0.5"),
+    ("rating", None, "is not one of 0.5"),
+    ("timestamp", np.nan, "is missing"), ("timestamp", pd.NaT, "is missing"),
+    ("timestamp", -5, "is no number of seconds since 1970"), ("timestamp", np.inf, "is no number of seconds"),
+    ("timestamp", 1_700_000_000_000, "is no .* if it counts milliseconds: pd.to_datetime"),
+    ("timestamp", pd.Timestamp("1969-12-31 23:59:59"), "is before 1970"),
+])
+def test_bad_value_of_an_own_table_is_shown_with_its_row(column, value, sentence):
+    usual = "u1" if value == " " else 1
+    if isinstance(value, pd.Timestamp) or value is pd.NaT:
+        usual = pd.Timestamp("2020-01-01")
+    table = pd.DataFrame({"user_id": 1, "item_id": 1, "rating": 3.0, "timestamp": [1, 2, 3, 4]}, index=list("abcd"))
+    table[column] = [usual, usual, value, value]
+    with pytest.raises(DataError, match=rf"clicks, row 2: {column} '.*' {sentence}.* \(2 such rows, counted from 0\)"):
+        from_frame(table, rating="rating", source="clicks")
+
+
+def test_text_is_not_taken_for_a_time():
+    with pytest.raises(DataError, match=r"row 0: timestamp '20240101' is neither .* by pd.to_datetime first"):
+        from_frame(pd.DataFrame({"user_id": [1], "item_id": [1], "timestamp": ["20240101"]}))
+
+
+def test_own_table_without_a_column_or_a_row_gets_a_sentence():
+    with pytest.raises(DataError, match=r"the table has no columns 'user_id'; its columns are who, what, stars, when"):
+        from_frame(CLICKS)
+    with pytest.raises(DataError, match=r"the table has no columns 'score'"):
+        from_frame(CLICKS, rating="score", **COLUMNS)
+    with pytest.raises(DataError, match=r"the table has 2 columns 'who'"):
+        from_frame(pd.concat([CLICKS, CLICKS[["who"]]], axis=1), **COLUMNS)
+    with pytest.raises(DataError, match=r"the table is empty"):
+        from_frame(CLICKS.iloc[:0], **COLUMNS)
+
+
+# --- what a table is like
+
+def test_summary_counts_what_a_reader_should_know(raw):
+    folder = raw({"ratings.csv": CSV + "1,10,3,5\n1,20,4,5\n1,10,5,9\n1,10,1,9\n2,10,2,9\n2,77,2,8\n3,20,2,9\n",
+                  "movies.csv": MOVIES + "".join(f"{i},A,B\n" for i in (20, 10, 50, 40, 30)),
+                  "links.csv": "movieId,imdbId,tmdbId\n10,01,8\n20,02,\n30,03,8\n40,04,9\n40,05,9\n"})
+    table = summary(read_ratings(folder), read_items(folder), read_links(folder))
+    assert {fact: (row["count"], row["which"]) for fact, row in table.iterrows()} == {
+        "ratings": (7, ""),
+        "users": (3, ""),
+        "items rated": (3, ""),
+        "duplicate (user, item) ratings": (2, ""),                  # user 1 rates item 10 three times
+        "ratings in the same second as the one before": (2, ""),    # users 1 and 3 are not user 2
+        "items never rated": (3, [30, 40, 50]),
+        "items rated but not in the catalogue": (1, [77]),
+        "items without a tmdbId": (2, [20, 50]),                    # an empty one, and no line at all
+        "tmdbIds used by several items": (1, {"8": [10, 30]}),      # item 40 is there twice, but one item
+    }
+
+
+def test_summary_of_a_table_alone_leaves_the_catalogue_out(raw):
+    table = summary(read_ratings(raw({"ratings.csv": CSV + "1,2,3,4\n"})))
+    assert table["count"].to_dict() == {"ratings": 1, "users": 1, "items rated": 1, "duplicate (user, item) ratings": 0,
+                                        "ratings in the same second as the one before": 0}
+
+
+@pytest.mark.parametrize("files", [{}, {"ml.link": "item_id:token\tentity_id:token\n20\tm.1\n"}])
+def test_without_tmdb_links_no_item_has_a_tmdb_id(raw, files):
+    folder = raw({"u.data": "1\t20\t3\t4\n", "movies.csv": MOVIES + "20,A,B\n10,A,B\n", **files})
+    table = summary(read_ratings(folder), read_items(folder), read_links(folder))
+    assert table.loc["items without a tmdbId", "which"] == [10, 20]
+    assert table.loc["tmdbIds used by several items", "count"] == 0
+
+
+def test_the_latest_of_several_ratings_is_kept(read):
+    ratings = read(CSV + "1,10,3,5\n1,20,4,6\n1,10,5,9\n1,10,1,9\n2,10,2,1\n")
+    assert len(ratings) == 5  # the reader keeps all
+    kept = drop_duplicates(ratings)
+    assert kept.values.tolist() == [[1, 20, 4, 6], [1, 10, 1, 9], [2, 10, 2, 1]]
+    assert kept.index.tolist() == [0, 1, 2] and kept.dtypes.equals(ratings.dtypes)
+    assert summary(ratings).loc["duplicate (user, item) ratings", "count"] == len(ratings) - len(kept)
+
+
 # --- items and links
 
 def items_of(folder):
@@ -516,10 +775,73 @@ def test_item_file_is_read(raw):
     ("Big Bang Theory (2007-)", "Big Bang Theory", 2007),
     ("Death Note (2006–2007)", "Death Note", 2006),
     ("Series (1999-2001)", "Series", 1999),
+    ("Diplomatic Immunity (2009– )", "Diplomatic Immunity", 2009),
+    ("Time of Giving (1995) (V)", "Time of Giving", 1995),
+    ("Cats (1998)   ", "Cats", 1998),
     ("(500) Days of Summer (2009)", "(500) Days of Summer", 2009),
 ])
 def test_title_and_year_are_told_apart(raw, field, title, year):
     assert items_of(raw({"movies.csv": MOVIES + f"1,{field},Drama\n"})) == [(title, year, ["Drama"])]
+
+
+def u_item(item_id, title, date, genres):
+    flags = "|".join(str(int(genre in genres)) for genre in datasets.GENRES)
+    return f"{item_id}|{title}|{date}||http://us.imdb.com/M/title-exact?x|{flags}"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", " \n"])
+def test_original_catalogue_of_ml_100k_is_read(raw, encoding, end):
+    lines = [u_item(3, "Misérables, Les (1995)", "01-Jan-1996", ["Drama", "Musical"]),
+             u_item(1, "Toy Story (1995) ", "01-Jan-1995", ["Animation", "Children's", "Comedy"]),
+             u_item(267, "unknown", "", ["unknown"]),
+             u_item(9, "Either|Or", "14-Feb-1994", ["Western", "Action"]),
+             u_item(1412, "Land Before Time III (1995) (V)", "01-Jan-1995", ["Sci-Fi"])]
+    folder = raw({"u.item": (end.join([*lines, ""]) + end).encode(encoding), "u.data": "1\t2\t3\t4\n"})
+    assert items_of(folder) == [("Les Misérables", 1995, ["Drama", "Musical"]),
+                                ("Toy Story", 1995, ["Animation", "Children's", "Comedy"]), ("unknown", None, []),
+                                ("Either|Or", 1994, ["Action", "Western"]), ("Land Before Time III", 1995, ["Sci-Fi"])]
+    items = read_items(folder)
+    assert items["item_id"].tolist() == [3, 1, 267, 9, 1412]
+    assert items["item_id"].dtype == np.int64 and items["year"].dtype == "Int64"
+
+
+def test_flags_of_u_item_are_the_genres_in_their_published_order(raw):
+    folder = raw({"u.item": "".join(u_item(i, "A", "", [genre]) + "\n" for i, genre in enumerate(datasets.GENRES))})
+    assert read_items(folder)["genres"].tolist() == [[], *([genre] for genre in datasets.GENRES[1:])]
+    assert items_of(raw({"u.item": U_ITEM})) == [("Toy Story", 1995, ["Animation", "Children's", "Comedy"])]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", " \n"])
+def test_movies_dat_is_read(raw, encoding, end):
+    lines = ["73::Misérables, Les (1995)::Drama|Musical", "2::Mission::Impossible (1996) ::Action",
+             "5::Babylon 5::Sci-Fi", '6::"Quoted", and\x85 more (2001-2003)::(no genres listed)', "7::None (1990)::"]
+    folder = raw({"movies.dat": (end.join([*lines, ""]) + end).encode(encoding)})
+    assert items_of(folder) == [("Les Misérables", 1995, ["Drama", "Musical"]),
+                                ("Mission::Impossible", 1996, ["Action"]), ("Babylon 5", None, ["Sci-Fi"]),
+                                ('"Quoted", and\x85 more', 2001, []), ("None", 1990, [])]
+    assert read_items(folder)["item_id"].tolist() == [73, 2, 5, 6, 7]
+
+
+@pytest.mark.parametrize("name, text, sentence", [
+    ("movies.dat", "1::A::B\n\n2::A\n", "movies.dat, line 3: expected 3 values separated by '::'; found '2::A'"),
+    ("movies.dat", "x::A::B\n", "movies.dat, line 1: item_id 'x' is not a whole number"),
+    ("movies.dat", "\n", "movies.dat is empty"),
+    ("u.item", U_ITEM + "2|A|B\n", "u.item, line 2: expected 24 values separated by '|', the last 19 of them 0 or 1"),
+    ("u.item", U_ITEM.replace("|1|", "|2|"), "u.item, line 1: expected 24 values separated by '|', the last 19"),
+    ("u.item", U_ITEM.replace("1|T", "tt1|T"), "u.item, line 1: item_id 'tt1' is not a whole number"),
+])
+def test_headless_catalogue_of_another_shape_gets_a_sentence(raw, name, text, sentence):
+    with pytest.raises(DataError, match=sentence.replace("|", r"\|")):
+        read_items(raw({name: text}))
+
+
+def test_csv_and_dat_give_the_same_catalogue(raw):
+    csv = raw({"movies.csv": "\ufeff" + MOVIES.replace("\n", "\r\n") + '4,"Heat, The (1995)",Crime|Drama \r\n\r\n'})
+    dat = raw({"movies.dat": "4::Heat, The (1995)::Crime|Drama\n"})
+    pd.testing.assert_frame_equal(read_items(csv), read_items(dat))
+    assert items_of(csv) == [("The Heat", 1995, ["Crime", "Drama"])]
 
 
 @pytest.mark.parametrize("field, genres", [("Sci-Fi|Film-Noir", ["Sci-Fi", "Film-Noir"]), ("(no genres listed)", []),
@@ -551,6 +873,16 @@ def test_links_keep_their_leading_zeros(raw):
     links = read_links(raw({"links.csv": "movieId,imdbId,tmdbId\n1,0114709,862\n2,0113497,\n"}))
     assert links.to_dict("list") == {"item_id": [1, 2], "imdbId": ["0114709", "0113497"], "tmdbId": ["862", ""]}
     assert links["item_id"].dtype == np.int64
+
+
+def test_links_that_pandas_wrote_with_gaps_are_whole_again(raw):
+    links = read_links(raw({"links.csv": "movieId,imdbId,tmdbId\n1,0114709,862.0\n2,0113497, 10\n3,0113228,\n"}))
+    assert links["tmdbId"].tolist() == ["862", "10", ""]
+
+
+def test_links_without_items_get_a_sentence(raw):
+    with pytest.raises(DataError, match=r"links.csv lacks the column item_id or movieId; it has imdbId, tmdbId"):
+        read_links(raw({"links.csv": "imdbId,tmdbId\n1,2\n"}))
 
 
 def test_freebase_links_are_read(raw):
