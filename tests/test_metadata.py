@@ -1,16 +1,27 @@
+import asyncio
 import copy
+import gzip
 import json
+import math
+import tracemalloc
 
 import pandas as pd
 import pytest
 
+from helpers import tmdb
+from helpers.datasets import read_links
 from helpers.files import DataError
 from helpers.metadata import (
     SCHEMA,
+    add_facts,
     add_freebase,
+    add_linked,
     catalogue_infos,
     collections,
+    from_tmdb,
+    linked_ids,
     read_facts,
+    read_imdb,
     read_infos,
     relink,
     write_infos,
@@ -166,3 +177,202 @@ def test_film_that_lacks_a_field_is_named(tmp_path):
     (tmp_path / "infos.json").write_text(json.dumps({"1": SCHEMA, "4": film}))
     with pytest.raises(DataError, match="film 4 lacks adult, budget"):
         read_infos(tmp_path / "infos.json")
+
+
+TOY_STORY = {
+    "adult": False, "backdrop_path": "/a.jpg", "belongs_to_collection": {"id": 10194, "name": "Toy Story Collection"},
+    "budget": 30000000, "genres": [{"id": 16, "name": "Animation"}, {"id": 35, "name": "Comedy"}], "id": 862,
+    "original_language": "en", "overview": " Led by Woody, Andy's toys live happily. ", "popularity": 25.398,
+    "production_companies": [{"id": 3, "name": "Pixar"}, {"id": 4, "name": "L'Atelier Zoé & 東宝"}],
+    "production_countries": [{"iso_3166_1": "US", "name": "United States of America"}],
+    "release_date": "1995-10-30", "revenue": 373554033, "runtime": 81, "status": "Released", "tagline": "",
+    "spoken_languages": [{"iso_639_1": "en", "name": "English"}], "title": "Toy Story", "vote_average": 7.9,
+    "vote_count": 9787}
+
+
+def test_record_of_tmdb_in_the_words_of_the_schema():
+    assert from_tmdb(TOY_STORY) == {
+        "adult": False, "collection": "Toy Story Collection", "genres": ["Animation", "Comedy"],
+        "original_language": "en", "overview": "Led by Woody, Andy's toys live happily.", "popularity": 25.398,
+        "production_companies": ["Pixar", "L'Atelier Zoé & 東宝"], "production_countries": ["US"],
+        "release_year": 1995, "release_month": 10, "revenue": 373554033, "runtime": 81, "spoken_languages": ["en"],
+        "tagline": None, "title": "Toy Story", "vote_average": 7.9, "vote_count": 9787, "budget": 30000000,
+        "revenue_d": 343554033}
+
+
+@pytest.mark.parametrize("field, value, expected", [
+    ("overview", None, {"overview": None}), ("overview", " \n", {"overview": None}),
+    ("overview", 5, {"overview": None}),
+    ("overview", "No overview found.", {"overview": None}), ("overview", "no Overview found", {"overview": None}),
+    ("overview", "No overview found. A thief flees.", {"overview": "No overview found. A thief flees."}),
+    ("overview", "half \ud83d a pair", {"overview": "half ? a pair"}), ("overview", "🚀", {"overview": "🚀"}),
+    ("budget", 0, {"budget": None, "revenue_d": None}), ("revenue", 0, {"revenue": None, "revenue_d": None}),
+    ("budget", "30000000", {}), ("budget", -5, {"budget": None, "revenue_d": None}),
+    ("budget", True, {"budget": None, "revenue_d": None}), ("budget", 10 ** 400, {"budget": None, "revenue_d": None}),
+    ("budget", [1], {"budget": None, "revenue_d": None}), ("revenue", 1, {"revenue": 1, "revenue_d": -29999999}),
+    ("runtime", 0, {"runtime": None}), ("runtime", None, {"runtime": None}), ("runtime", "long", {"runtime": None}),
+    ("popularity", math.nan, {"popularity": None}), ("popularity", math.inf, {"popularity": None}),
+    ("popularity", 0, {"popularity": 0.0}), ("vote_count", 0, {"vote_count": 0, "vote_average": None}),
+    ("vote_average", "7.5", {"vote_average": 7.5}), ("vote_average", {}, {"vote_average": None}),
+    ("release_date", "", {"release_year": None, "release_month": None}),
+    ("release_date", None, {"release_year": None, "release_month": None}),
+    ("release_date", 1995, {"release_year": None, "release_month": None}),
+    ("release_date", "0000-00-00", {"release_year": None, "release_month": None}),
+    ("release_date", "1995", {"release_year": 1995, "release_month": None}),
+    ("release_date", "1995-13-01", {"release_year": 1995, "release_month": None}),
+    ("release_date", "soon", {"release_year": None, "release_month": None}),
+    ("adult", True, {"adult": True}), ("adult", None, {"adult": None}), ("adult", "yes", {"adult": None}),
+    ("belongs_to_collection", None, {"collection": None}), ("belongs_to_collection", {}, {"collection": None}),
+    ("belongs_to_collection", "Alien", {"collection": None}), ("genres", None, {"genres": []}),
+    ("genres", "Drama", {"genres": []}), ("genres", [None, 3, {}, {"name": None}, {"name": ""}], {"genres": []}),
+    ("genres", [{"name": "War"}, {"name": "Drama"}, {"name": "War"}], {"genres": ["War", "Drama"]}),
+    ("production_countries", [{"name": "France"}], {"production_countries": []}),
+    ("spoken_languages", {"en": 1}, {"spoken_languages": []}), ("title", None, {"title": None})])
+def test_odd_values_become_unknown_and_change_nothing_else(tmp_path, field, value, expected):
+    facts = from_tmdb({**TOY_STORY, field: value})
+    assert facts == {**from_tmdb(TOY_STORY), **expected}
+    write_infos(tmp_path / "infos.json", {1: {**copy.deepcopy(SCHEMA), **facts}})
+    assert "NaN" not in (tmp_path / "infos.json").read_text(encoding="utf-8")
+
+
+def test_record_without_any_field_has_every_field_of_the_schema_unknown():
+    assert from_tmdb({}).keys() == SCHEMA.keys()
+    assert all(value in (None, []) for value in from_tmdb({}).values())
+
+
+def test_what_the_catalogue_knows_stays_where_the_source_has_nothing(infos):
+    add_facts(infos[1], from_tmdb({"title": "", "genres": [], "runtime": 81, "adult": True}))
+    assert infos[1] == {**SCHEMA, "title": "Toy Story", "release_year": 1995, "genres": ["Comedy", "Animation"],
+                        "runtime": 81, "adult": True}
+
+
+BASICS = ("tconst\ttitleType\tprimaryTitle\toriginalTitle\tisAdult\tstartYear\tendYear\truntimeMinutes\tgenres\n"
+          "tt0000001\tshort\tCarmencita\tCarmencita\t0\t1894\t\\N\t1\tDocumentary,Short\n"
+          "tt0113277\tmovie\tHeat \"1995\"\tHeat\t0\t1995\t\\N\t170\tAction,Crime,Drama\n"
+          "tt0114709\tmovie\tToy Story\tToy Story\t0\t1995\t\\N\t81\tAdventure,Animation\n"
+          "tt1140000\tmovie\tNothing Known\tx\t\\N\t\\N\t\\N\t\\N\t\\N\n"
+          "tt12345678\tmovie\tLong Number\tx\t1\t2020\t\\N\t0\n")
+RATINGS = "tconst\taverageRating\tnumVotes\ntt0000001\t5.7\t2000\ntt0114709\t8.3\t1000000\n"
+HEAT = {"title": 'Heat "1995"', "adult": False, "release_year": 1995, "runtime": 170,
+        "genres": ["Action", "Crime", "Drama"], "vote_average": None, "vote_count": None}
+TOY_STORY_IMDB = {"title": "Toy Story", "adult": False, "release_year": 1995, "runtime": 81,
+                  "genres": ["Adventure", "Animation"], "vote_average": 8.3, "vote_count": 1000000}
+
+
+@pytest.fixture
+def dumps(raw):
+    return raw({"title.basics.tsv.gz": gzip.compress(BASICS.encode()),
+                "title.ratings.tsv.gz": gzip.compress(RATINGS.encode())})
+
+
+def test_needed_rows_of_imdb_are_read_from_a_folder_or_from_files(dumps, raw):
+    expected = {114709: TOY_STORY_IMDB, 113277: HEAT}
+    assert read_imdb([114709, 113277, 7], dumps) == expected
+    assert read_imdb({113277, 114709}, dumps / "title.ratings.tsv.gz", dumps / "title.basics.tsv.gz") == expected
+    assert read_imdb([114709], raw({"title.basics.tsv": BASICS}))[114709] == {
+        **TOY_STORY_IMDB, "vote_average": None, "vote_count": None}
+    assert read_imdb([], dumps) == {}
+
+
+def test_null_of_imdb_is_unknown_and_a_short_row_survives(dumps):
+    unknown = {"adult": None, "release_year": None, "runtime": None, "genres": [], "vote_average": None,
+               "vote_count": None}
+    assert read_imdb([1140000, 12345678], dumps) == {
+        1140000: {"title": "Nothing Known", **unknown},
+        12345678: {"title": "Long Number", **unknown, "adult": True, "release_year": 2020}}
+
+
+def test_dumps_of_imdb_are_not_held_in_memory(raw):
+    rows = "".join(f"tt{number:07d}\tmovie\tFilm\tFilm\t0\t1995\t\\N\t81\tDrama\n" for number in range(2, 200_000))
+    folder = raw({"title.basics.tsv.gz": gzip.compress((BASICS.splitlines(True)[0] + rows).encode(), 1)})
+    tracemalloc.start()
+    try:
+        assert list(read_imdb([199_999, 5_000_000], folder)) == [199_999]
+        assert tracemalloc.get_traced_memory()[1] < len(rows) / 10
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("files, sentence", [
+    ({}, "title.basics.tsv.gz is not in"), ({"title.ratings.tsv": RATINGS}, "title.basics.tsv.gz is not in"),
+    ({"title.basics.tsv": BASICS.replace("startYear", "year")}, "title.basics.tsv lacks the column startYear"),
+    ({"title.basics.tsv": ""}, "title.basics.tsv lacks the column tconst"),
+    ({"title.basics.tsv.gz": gzip.compress(BASICS.encode())[:-40]}, "title.basics.tsv.gz cannot be read"),
+    ({"title.basics.tsv.gz": BASICS}, "title.basics.tsv.gz cannot be read")])
+def test_unusable_dump_of_imdb_is_said(raw, files, sentence):
+    with pytest.raises(DataError, match=sentence):
+        read_imdb([99], raw(files))
+
+
+def test_links_are_numbers_or_empty(infos, raw):
+    links = read_links(raw({"links.csv": "movieId,imdbId,tmdbId\n1,0114709,862\n2,tt0113277,\n3,,949.0\n77,5,6\n"}))
+    assert linked_ids(links, "tmdbId", infos) == {1: 862, 3: 949}
+    assert linked_ids(links, "imdbId", infos) == {1: 114709, 2: 113277}
+    assert linked_ids(links, "entity_id", infos) == {}
+    with pytest.raises(DataError, match="tmdbId 'abc' of film 1 is not a number"):
+        linked_ids(links.assign(tmdbId="abc"), "tmdbId", infos)
+
+
+@pytest.fixture
+def answered(monkeypatch):
+    """Let `tmdb.fetch` answer from a dict; return what it was asked."""
+    def use(answers, failed):
+        asked = []
+
+        async def fetch(films, journal, **options):
+            asked.append((list(films), options))
+            return {film: answers[film] for film in asked[-1][0] if film in answers}, failed
+
+        monkeypatch.setattr(tmdb, "fetch", fetch)
+        monkeypatch.setenv(tmdb.KEY, "a-key-for-nothing")
+        return asked
+    return use
+
+
+LINKS = pd.DataFrame({"item_id": [1, 2, 3, 8, 77], "imdbId": ["0114709", "0113277", "0000001", "999", "1"],
+                      "tmdbId": ["862", "404", "503", "", "1"]})
+
+
+def test_films_come_from_tmdb_then_imdb_and_each_is_counted_once(infos, dumps, tmp_path, answered, capsys):
+    asked = answered({862: TOY_STORY, 404: None}, {503: "HTTP 503"})
+    counts = asyncio.run(add_linked(infos, LINKS, tmp_path / "t", dumps, rate=7))
+    assert asked == [([862, 404, 503], {"rate": 7})]
+    assert counts == {"TMDB": 1, "IMDb": 1, "neither": 2, "failed": 1} and sum(counts.values()) == len(infos)
+    assert infos[1] == {**SCHEMA, **from_tmdb(TOY_STORY)}
+    assert infos[2] == {**SCHEMA, **HEAT}  # 404
+    assert infos[3]["title"] == "Carmencita" and infos[3]["release_year"] == 1894  # failed: IMDb for now
+    assert infos[8] == {**SCHEMA, "title": "item 8"} and infos[9] == {**SCHEMA, "title": "item 9"}
+    out = capsys.readouterr().out
+    assert "of 5 films: 1 from TMDB, 1 from IMDb, 2 known to neither, 1 failed" in out and "503 (HTTP 503)" in out
+
+
+def test_film_without_tmdb_id_goes_to_imdb(infos, dumps, tmp_path, answered):
+    answered({}, {})
+    links = pd.DataFrame({"item_id": [8], "imdbId": ["0114709"], "tmdbId": [""]})
+    assert asyncio.run(add_linked(infos, links, tmp_path / "t", dumps))["IMDb"] == 1
+    assert infos[8] == {**SCHEMA, **TOY_STORY_IMDB}
+
+
+def test_two_films_of_one_tmdb_id_share_facts_but_no_list(infos, tmp_path, answered):
+    answered({862: TOY_STORY}, {})
+    links = pd.DataFrame({"item_id": [1, 2], "tmdbId": ["862", "862"]})
+    assert asyncio.run(add_linked(infos, links, tmp_path / "t"))["TMDB"] == 2
+    assert infos[1] == infos[2]
+    infos[1]["genres"].append("new")
+    assert infos[2]["genres"] == ["Animation", "Comedy"]
+
+
+def test_without_a_key_the_journal_and_imdb_are_used(infos, dumps, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv(tmdb.KEY, raising=False)
+    (tmp_path / "t").write_text(json.dumps({"id": 862, "record": TOY_STORY}) + "\n")
+    counts = tmdb.run(add_linked(infos, LINKS, tmp_path / "t", dumps))
+    assert counts == {"TMDB": 1, "IMDb": 2, "neither": 2, "failed": 0}
+    assert "TMDB_API_KEY is not set: TMDB is not asked" in capsys.readouterr().out
+
+
+def test_without_links_nothing_is_asked_nor_changed(infos, tmp_path, monkeypatch):
+    monkeypatch.delenv(tmdb.KEY, raising=False)
+    before = copy.deepcopy(infos)
+    links = pd.DataFrame({"item_id": [1], "entity_id": ["m.a"]})
+    assert tmdb.run(add_linked(infos, links, tmp_path / "t")) == {"TMDB": 0, "IMDb": 0, "neither": 5, "failed": 0}
+    assert infos == before
