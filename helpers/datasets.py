@@ -328,12 +328,17 @@ def _read_numbers(path: Path, separator: str, piece_size: int = 1 << 23,
                 header = file.readline().decode("utf-8-sig").replace('"', "")
                 names = [_column(name) for name in header.split(separator)]
             while piece := file.read(piece_size):
-                piece += file.readline()
+                end = piece.rfind(b"\n") + 1
+                if len(piece) == piece_size and end:
+                    file.seek(end - piece_size, io.SEEK_CUR)  # a begun line belongs to the next piece
+                else:
+                    piece, end = piece + file.readline(), None
                 if separator == "::":
-                    piece = piece.replace(b"::", b"\t")
+                    piece, end = piece[:end].replace(b"::", b"\t"), None
                 if b'"' in piece or set(RATING_COLUMNS) - set(names) or len(set(names)) < len(names):
                     return None
-                table = pyarrow.csv.read_csv(pa.BufferReader(piece), pyarrow.csv.ReadOptions(column_names=names),
+                table = pyarrow.csv.read_csv(pa.BufferReader(memoryview(piece)[:end]),
+                                             pyarrow.csv.ReadOptions(column_names=names),
                                              pyarrow.csv.ParseOptions(delimiter=separator.replace("::", "\t")))
                 for name in RATING_COLUMNS:
                     kind = table[name].type
@@ -353,9 +358,14 @@ def _read_numbers(path: Path, separator: str, piece_size: int = 1 << 23,
         except (pa.ArrowInvalid, UnicodeDecodeError):
             return None
     pa.default_memory_pool().release_unused()
-    if n == 0 or not np.isfinite(columns["rating"][:n]).all():
+    if n == 0 or not all(np.isfinite(part).all() for part in _cut(columns["rating"][:n])):
         return None
     return {name: column[:n] for name, column in columns.items()}
+
+
+def _cut(array: np.ndarray) -> list[np.ndarray]:
+    """Cut an array into parts that fit the cache: what is made of one in passing then costs a tenth."""
+    return np.array_split(array, 1 + len(array) // (1 << 16))
 
 
 def _longer(array: np.ndarray | None, size: int, dtype: type) -> np.ndarray:
@@ -390,8 +400,7 @@ def _in_order(numbers: dict[str, np.ndarray], source: str) -> pd.DataFrame:
     """Check the stars, and sort by (user_id, timestamp), ties in file order; the arrays are used up."""
     users, items, rating, timestamp = (numbers[name] for name in RATING_COLUMNS)
     low, high = rating.min(), rating.max()
-    parts = np.array_split(rating, 1 + len(rating) // (1 << 16))  # small enough for the cache: ten times as fast
-    if not (low >= 0.5 and high <= 5) or any((2 * part != np.floor(2 * part)).any() for part in parts):
+    if not (low >= 0.5 and high <= 5) or any((2 * part != np.floor(2 * part)).any() for part in _cut(rating)):
         raise DataError(f"{source}: ratings run from {low:g} to {high:g}; the lessons want 0.5 to 5 in half stars: "
                         f"rescale them first")
     if (users[1:] >= users[:-1]).all():  # as MovieLens comes: grouped by user already
