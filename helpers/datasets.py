@@ -327,6 +327,8 @@ def _read_numbers(path: Path, separator: str, piece_size: int = 1 << 23,
             if names is None:
                 header = file.readline().decode("utf-8-sig").replace('"', "")
                 names = [_column(name) for name in header.split(separator)]
+            if set(RATING_COLUMNS) - set(names) or len(set(names)) < len(names):
+                return None
             while piece := file.read(piece_size):
                 end = piece.rfind(b"\n") + 1
                 if len(piece) == piece_size and end:
@@ -335,7 +337,7 @@ def _read_numbers(path: Path, separator: str, piece_size: int = 1 << 23,
                     piece, end = piece + file.readline(), None
                 if separator == "::":
                     piece, end = piece[:end].replace(b"::", b"\t"), None
-                if b'"' in piece or set(RATING_COLUMNS) - set(names) or len(set(names)) < len(names):
+                if b'"' in piece:
                     return None
                 table = pyarrow.csv.read_csv(pa.BufferReader(memoryview(piece)[:end]),
                                              pyarrow.csv.ReadOptions(column_names=names),
