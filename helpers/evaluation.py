@@ -1,6 +1,7 @@
 """Hold out, rank the whole catalogue, compare with recommenders people would use instead."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from helpers.files import DataError
+from helpers.files import DataError, replacing
 from helpers.frames import Frames, reward_of
 
 # A recommender: (history, user_ids (U,)) → scores (U, n_items), higher is better, any scale.
@@ -100,6 +101,71 @@ def bootstrap(values: np.ndarray, n: int = 2000, seed: int = 0) -> tuple[float, 
     means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(n)]
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def ndcg(recommend: Recommender, history: Frames, held_out: pd.DataFrame, k: int = 10) -> float:
+    """Return the mean NDCG@k of a recommender."""
+    return float(case_metrics(rank_held_out(recommend, history, held_out), k)[f"NDCG@{k}"].mean())
+
+
+def compare(models: dict[str, list[Recommender]], history: Frames,
+            held_out: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """Judge models, each given as one recommender a seed, by what was held out.
+
+    Returns:
+        (table with one row a model: means, spread of NDCG@10 over seeds, bootstrap interval over cases;
+        {model: `case_metrics` averaged over its seeds}).
+    """
+    cases, rows = {}, []
+    for name, seeds in models.items():
+        runs = [case_metrics(rank_held_out(model, history, held_out)) for model in seeds]
+        cases[name] = sum(runs) / len(runs)
+        low, high = bootstrap(cases[name]["NDCG@10"])
+        spread = f"± {np.std([run['NDCG@10'].mean() for run in runs], ddof=1):.4f}" if len(runs) > 1 else ""
+        rows.append({"model": name, **cases[name].mean().round(3), "NDCG@10 over seeds": spread,
+                     "95 % over users": f"{low:.3f} – {high:.3f}"})
+    return pd.DataFrame(rows), cases
+
+
+def differences(cases: dict[str, pd.DataFrame], model: str, others: list[str],
+                metrics: tuple[str, ...] = ("NDCG@10", "reward@10")) -> pd.DataFrame:
+    """Return `model` less each other, case by case: mean and 95 % interval, one row another model."""
+    rows = []
+    for other in others:
+        row = {f"{model} less …": other}
+        for metric in metrics:
+            difference = cases[model][metric] - cases[other][metric]
+            low, high = bootstrap(difference)
+            row[metric] = f"{difference.mean():+.3f}  [{low:+.3f}, {high:+.3f}]"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def write_cases(path: Path, cases: dict[str, pd.DataFrame]) -> None:
+    """Keep `case_metrics` by model, for a later lesson to compare with."""
+    with replacing(path) as beside:
+        pd.concat(cases, axis=1).to_csv(beside, index=False)
+
+
+def read_cases(path: Path) -> dict[str, pd.DataFrame]:
+    """Return what `write_cases` wrote."""
+    table = pd.read_csv(path, header=[0, 1])
+    return {name: table[name] for name in table.columns.get_level_values(0).unique()}
+
+
+def observed_returns(frames: Frames, gamma: float) -> tuple[Tensor, Tensor]:
+    """Return what each transition's user really gave from there on: (Σ γᵏ·rₖ to the log's end (n,), steps summed (n,)).
+
+    Every sum lies in [−4, 5] / (1 − γ).
+    """
+    start, rating, is_last = (field.cpu().numpy() for field in (frames.start, frames.rating, frames.is_last))
+    total, left = np.zeros(len(rating)), np.zeros(len(rating), np.int64)
+    for row in reversed(range(len(rating))):
+        goes_on = not is_last[row]
+        total[row] = reward_of(float(rating[row])) + (gamma * total[row + 1] if goes_on else 0)
+        left[row] = 1 + (left[row + 1] if goes_on else 0)
+    actions = start + frames.frame_size
+    return torch.as_tensor(total[actions], dtype=torch.float32), torch.as_tensor(left[actions])
 
 
 def policy_recommender(actor: Callable[[Tensor], Tensor]) -> Recommender:

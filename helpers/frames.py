@@ -64,6 +64,7 @@ class Frames(torch.utils.data.Dataset):
         frame_size: items in a state.
         device: where the item matrix, and so every batch, lives.
         since: seconds since 1970; only the transitions whose action was rated at that time or later.
+        times: end every state with F gaps, days since the user's rating before it (0 for the first of a log).
 
     Raises:
         DataError: ids and rows that do not pair, a rated item without a row, nobody with more than
@@ -71,7 +72,8 @@ class Frames(torch.utils.data.Dataset):
     """
 
     def __init__(self, ratings: pd.DataFrame, item_ids: np.ndarray, item_matrix: np.ndarray | Tensor,
-                 frame_size: int = 10, device: str | torch.device = "cpu", since: int | None = None):
+                 frame_size: int = 10, device: str | torch.device = "cpu", since: int | None = None,
+                 times: bool = False):
         if len(item_ids) != len(item_matrix) or len(np.unique(item_ids)) != len(item_ids):
             raise DataError(f"{len(item_ids)} item ids ({len(np.unique(item_ids))} distinct) for an item matrix of "
                             f"{len(item_matrix)} rows: each row wants one id of its own")
@@ -82,13 +84,13 @@ class Frames(torch.utils.data.Dataset):
             unknown = sorted(set(ratings["item_id"][item_idx < 0]))
             raise DataError(f"{len(unknown)} rated items have no embedding (ids {', '.join(map(str, unknown[:5]))} …): "
                             f"make the item matrix from the same data set, notes/03_pca.ipynb")
-        users, times = ratings["user_id"].to_numpy(), ratings["timestamp"].to_numpy()
+        users, when = ratings["user_id"].to_numpy(), ratings["timestamp"].to_numpy()
         rating = ratings["rating"].to_numpy(np.float32, copy=True)
         if any((users[1:][part] < users[:-1][part]).any()
-               or ((users[1:][part] == users[:-1][part]) & (times[1:][part] < times[:-1][part])).any()
+               or ((users[1:][part] == users[:-1][part]) & (when[1:][part] < when[:-1][part])).any()
                for part in _parts(len(users) - 1)):
-            order = np.lexsort((times, users))
-            users, times, item_idx, rating = users[order], times[order], item_idx[order], rating[order]
+            order = np.lexsort((when, users))
+            users, when, item_idx, rating = users[order], when[order], item_idx[order], rating[order]
         is_last = np.ones(len(users), bool)
         np.not_equal(users[1:], users[:-1], out=is_last[:-1])
         ends = np.flatnonzero(is_last) + 1
@@ -102,7 +104,7 @@ class Frames(torch.utils.data.Dataset):
         for place in range(1, frame_size + 1):  # the last frame_size ratings of a log start no window
             is_start[ends[long] - place] = False
         if since is not None:
-            is_start[:-frame_size] &= times[frame_size:] >= since
+            is_start[:-frame_size] &= when[frame_size:] >= since
             if not is_start.any():
                 raise DataError(f"no user's action number {frame_size + 1} or later was rated at {since} or after it")
         start = np.empty(np.count_nonzero(is_start), np.int32 if len(users) <= np.iinfo(np.int32).max else np.int64)
@@ -122,6 +124,11 @@ class Frames(torch.utils.data.Dataset):
         self.rating = torch.as_tensor(rating, device=device)          # (n_ratings,)
         self.is_last = torch.as_tensor(is_last, device=device)        # (n_ratings,) last of its user's log
         self.start = torch.as_tensor(start, device=device)            # (n,) first of a window
+        self.gap = None
+        if times:
+            days = np.diff(when, prepend=when[:1]) / 86_400
+            days[starts] = 0
+            self.gap = torch.as_tensor(days.astype(np.float32), device=device)  # (n_ratings,)
 
     def __len__(self) -> int:
         return len(self.start)
@@ -141,7 +148,13 @@ class Frames(torch.utils.data.Dataset):
         if len(index) and (int(index.min()) < 0 or int(index.max()) >= len(self)):
             raise IndexError(f"transitions are numbered from 0 to {len(self) - 1:,}; asked for "
                              f"{int(index.min()):,} to {int(index.max()):,}")
-        return self._fill(index.cpu()) if self.device.type == "cpu" else self.gather_on_device(index)
+        batch = self._fill(index.cpu()) if self.device.type == "cpu" else self.gather_on_device(index)
+        if self.gap is None:
+            return batch
+        first = self.start[index.to(self.device)].long()
+        gap = self.gap[first.unsqueeze(1) + torch.arange(self.frame_size + 1, device=self.device)]
+        return batch._replace(state=torch.cat([batch.state, gap[:, :-1]], dim=1),
+                              next_state=torch.cat([batch.next_state, gap[:, 1:]], dim=1))
 
     def gather_on_device(self, index: Tensor) -> Transition:
         """Return the same as `gather`, with torch alone: where the item matrix lives on a GPU."""
@@ -172,10 +185,22 @@ class Frames(torch.utils.data.Dataset):
 
         −1 stands where the user's log has ended.
         """
+        rows, within = self._next_rows(index, n)
+        return torch.where(within, self.item_idx[rows].long(), -1)
+
+    def next_rewards(self, index: Tensor, n: int = 1) -> tuple[Tensor, Tensor]:
+        """Return the rewards (B, n) of each transition and the n − 1 after it, and which are still in the log.
+
+        The reward is 0 where the user's log has ended.
+        """
+        rows, within = self._next_rows(index, n)
+        return reward_of(self.rating[rows]) * within, within
+
+    def _next_rows(self, index: Tensor, n: int) -> tuple[Tensor, Tensor]:
         first = self.start[index.to(self.device)].long().unsqueeze(1) + self.frame_size
         rows = (first + torch.arange(n, device=self.device)).clamp(max=len(self.item_idx) - 1)
         ended = self.is_last[rows].cumsum(1) - self.is_last[rows].long()  # logs that ended before
-        return torch.where(ended == 0, self.item_idx[rows].long(), -1)
+        return rows, ended == 0
 
     def sample(self, batch_size: int, shuffle: bool = True, seed: int = 0) -> Iterator[Tensor]:
         """Yield index batches (≤ batch_size,) that cover every transition once; the same for a seed."""
@@ -211,7 +236,7 @@ class Frames(torch.utils.data.Dataset):
     def last_states(self, user_ids: np.ndarray) -> Tensor:
         """Return (n_users, F·(E+1)): the frame at the end of each user's log, what a policy is asked about.
 
-        A log shorter than the frame is padded at its old end with zero vectors and zero ratings.
+        A log shorter than the frame is padded at its old end with zero vectors, ratings and gaps.
         """
         place = self.places(user_ids)
         end = torch.as_tensor((self.log_start + self.log_length)[place], device=self.device).unsqueeze(1)
@@ -219,7 +244,8 @@ class Frames(torch.utils.data.Dataset):
         rows = end - self.frame_size + torch.arange(self.frame_size, device=self.device)
         real = rows >= first
         rows = torch.where(real, rows, first)
-        return flatten(self.items[self.item_idx[rows]] * real.unsqueeze(2), self.rating[rows] * real)
+        state = flatten(self.items[self.item_idx[rows]] * real.unsqueeze(2), self.rating[rows] * real)
+        return state if self.gap is None else torch.cat([state, self.gap[rows] * real], dim=1)
 
 
 class _Memory:
@@ -336,10 +362,32 @@ def flatten(vectors: Tensor, rating: Tensor) -> Tensor:
     return torch.cat([vectors.flatten(1), rating], dim=1)
 
 
-def unflatten(state: Tensor, frame_size: int) -> tuple[Tensor, Tensor]:
-    """Undo `flatten`: state (B, F·(E+1)) → vectors (B, F, E), ratings (B, F)."""
-    vectors, rating = state[:, :-frame_size], state[:, -frame_size:]
-    return vectors.unflatten(1, (frame_size, -1)), rating
+def unflatten(state: Tensor, frame_size: int, embed_size: int | None = None) -> tuple[Tensor, Tensor]:
+    """Undo `flatten`: state (B, F·(E+1)) → vectors (B, F, E), ratings (B, F).
+
+    With `embed_size` the state may go on after that, with gaps.
+    """
+    embed_size = state.shape[1] // frame_size - 1 if embed_size is None else embed_size
+    vectors, rating = state[:, :frame_size * (embed_size + 1)].split([frame_size * embed_size, frame_size], dim=1)
+    return vectors.unflatten(1, (frame_size, embed_size)), rating
+
+
+def gaps(state: Tensor, frame_size: int, embed_size: int) -> Tensor:
+    """Return (B, F): days between each rating of a frame and the user's rating before it.
+
+    Frames made without `times` are taken for one rating a day.
+    """
+    after = state[:, frame_size * (embed_size + 1):]
+    return after if after.shape[1] else state.new_ones(len(state), frame_size)
+
+
+def multiplied(t: Transition) -> Transition:
+    """Return a batch as matrices are multiplied: under bfloat16 autocast, its vectors are converted once for all."""
+    kind = t.state.device.type
+    if not torch.is_autocast_enabled(kind):
+        return t
+    dtype = torch.get_autocast_dtype(kind)
+    return t._replace(state=t.state.to(dtype), action=t.action.to(dtype), next_state=t.next_state.to(dtype))
 
 
 def write_static(path: Path, frames: Frames, source: str, seed: int | None = None, dtype: str = "float16",
@@ -364,8 +412,10 @@ def write_static(path: Path, frames: Frames, source: str, seed: int | None = Non
         save_every: rows between two moments from which an interrupted write can go on.
 
     Raises:
-        DataError: numbers that float16 cannot hold.
+        DataError: numbers that float16 cannot hold, or frames with times.
     """
+    if frames.gap is not None:
+        raise DataError("a static file holds states of vectors and ratings: make the frames without times")
     if dtype == "float16" and float(frames.items.abs().max()) > torch.finfo(torch.float16).max:
         raise DataError("the item matrix holds numbers beyond 65,504, the largest of float16: write dtype='float32'")
     width = frames.frame_size * (frames.embed_size + 1)

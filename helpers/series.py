@@ -26,6 +26,12 @@ from helpers.files import DEFAULT_DATASET, PROJECT, DataError, data_dir, replaci
 
 NOTES = PROJECT / "notes"
 
+
+def _agent(name: str) -> list[str]:
+    """Return what a lesson that trains an agent writes."""
+    return [f"policies/{name}.pt", f"cases/{name}.csv", f"runs/{name}/scalars.csv", f"runs/{name}/actions.npz"]
+
+
 # lesson → (lessons whose artefacts it reads, what it writes in data/<dataset>/, figures in res/)
 LESSONS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "00_architecture": ([], [], []),
@@ -33,8 +39,12 @@ LESSONS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "02_embeddings": (["01_data_parsing"], ["texts_bert.p"], []),
     "03_pca": (["01_data_parsing", "02_embeddings"], ["embeddings.npz", "features.json"], []),
     "04_static_dataset": (["03_pca"], ["transitions.hdf5"], ["bench_frames.png"]),
-    "05_ddpg": (["03_pca"], ["policies/ddpg.pt", "runs/ddpg/scalars.csv", "runs/ddpg/actions.npz"], ["05_ddpg.json"]),
-    "09_diagnostics": (["05_ddpg"], [], ["graphs.png", "cov.png", "embeddings.png"]),
+    "05_ddpg": (["03_pca"], _agent("ddpg"), ["05_ddpg.json"]),
+    "06_d4pg": (["05_ddpg"], _agent("d4pg"), ["06_d4pg.json"]),
+    "07_rainbow": (["05_ddpg"], _agent("rainbow"), ["07_rainbow.json"]),
+    "08_ode": (["05_ddpg"], _agent("ode"), ["08_ode.json"]),
+    "09_diagnostics": (["05_ddpg", "06_d4pg", "07_rainbow", "08_ode"], [],
+                       ["graphs.png", "agents.png", "cov.png", "embeddings.png"]),
 }
 
 
@@ -182,7 +192,7 @@ def _run(dataset: str, only: list[str] | None, in_place: bool, force: bool) -> i
     bar.close()
     if in_place:
         readme = PROJECT / "README.md"
-        text = re.sub(r"<!-- results -->.*<!-- /results -->", results_block(res_dir(dataset) / "05_ddpg.json"),
+        text = re.sub(r"<!-- results -->.*<!-- /results -->", results_block(held_out_numbers(res_dir(dataset))),
                       readme.read_text(encoding="utf-8"), flags=re.S)
         with replacing(readme) as beside:
             beside.write_text(text, encoding="utf-8")
@@ -197,19 +207,25 @@ def closing_table(dataset: str, record: dict, ran: list[str]) -> str:
         wrote = ", ".join(path for path, _, _ in known["outputs"]) or "–"
         seconds = f"{known['seconds']:.0f}" if name in ran else "kept"
         lines.append(f"{name:<20}{seconds:>9}   {wrote}")
-    results = res_dir(dataset) / "05_ddpg.json"
-    if results.exists():
-        table = pd.DataFrame(json.loads(results.read_text(encoding="utf-8"))["table"])
+    table = held_out_numbers(res_dir(dataset))
+    if len(table):
         lines += ["", f"{dataset}: each user's last interaction, ranked among the whole catalogue",
                   table.to_string(index=False)]
     return "\n".join(lines)
 
 
-def results_block(results: Path) -> str:
-    """Return the README's table of held-out numbers, in Markdown, from res/05_ddpg.json."""
-    table = json.loads(results.read_text(encoding="utf-8"))["table"]
-    rows = [[f"{value:.3f}" if isinstance(value, float) else value for value in row.values()] for row in table]
-    lines = [f"| {' | '.join(cells)} |" for cells in (table[0], ["---"] * len(table[0]), *rows)]
+def held_out_numbers(folder: Path) -> pd.DataFrame:
+    """Return the table of held-out numbers that the lessons wrote, one row a model, in the order of the lessons."""
+    paths = [folder / path for _, _, figures in LESSONS.values() for path in figures if path.endswith(".json")]
+    tables = [pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["table"]) for path in paths if path.exists()]
+    return pd.concat(tables).drop_duplicates("model") if tables else pd.DataFrame()
+
+
+def results_block(table: pd.DataFrame) -> str:
+    """Return the README's table of held-out numbers, in Markdown."""
+    rows = [[f"{value:.3f}" if isinstance(value, float) else value for value in row]
+            for row in table.itertuples(index=False)]
+    lines = [f"| {' | '.join(cells)} |" for cells in (table.columns, ["---"] * len(table.columns), *rows)]
     return "<!-- results -->\n" + "\n".join(lines) + "\n<!-- /results -->"
 
 

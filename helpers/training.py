@@ -1,7 +1,11 @@
 """The loop around an update rule: progress and log; and policies on disk."""
 
+import contextlib
 import math
+import pickle
+import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
@@ -9,13 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from helpers.files import DataError, replacing, shown
-from helpers.frames import Frames
-from helpers.networks import Actor
+from helpers.frames import Frames, Transition, matrix_hash
+from helpers.losses import mean_item
+from helpers.networks import POLICIES
 
 
 class TrainingError(RuntimeError):
@@ -27,11 +32,14 @@ class Log:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
+        self._begin()
+
+    def _begin(self) -> None:
         for old in self.folder.glob("events.out.tfevents.*"):
             old.unlink()
-        self.writer = SummaryWriter(str(folder))
+        self.writer = SummaryWriter(str(self.folder))
         self.rows: list[dict] = []
-        self.snapshots: dict[str, np.ndarray] = {}
+        self.snapshots: dict[str, Tensor] = {}
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log numbers at a step; a name with a slash groups them in TensorBoard."""
@@ -40,9 +48,25 @@ class Log:
             self.writer.add_scalar(name, value, step)
 
     def actions(self, step: int, **batches: Tensor) -> None:
-        """Keep what networks say about the same states at a step: name → (B, E)."""
+        """Keep what networks say about the same states at a step, name → (B, E); to TensorBoard, its covariance too."""
         for name, batch in batches.items():
-            self.snapshots[f"{name}/{step}"] = batch.detach().cpu().numpy().astype(np.float32)
+            actions = self.snapshots[f"{name}/{step}"] = batch.detach().float().cpu()
+            self.writer.add_histogram(f"actions/{name}", actions, step)
+            covariance = np.cov(actions.numpy(), rowvar=False)  # (E, E): columns are dimensions
+            grey = 0.5 + 0.5 * covariance / max(np.abs(covariance).max(), 1e-12)
+            self.writer.add_image(f"covariance/{name}", grey, step, dataformats="HW")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "snapshots": self.snapshots}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.writer.close()
+        self._begin()
+        for row in state["rows"]:
+            self.scalars(row["step"], {name: value for name, value in row.items() if name != "step"})
+        for key, batch in state["snapshots"].items():
+            name, step = key.rsplit("/", 1)
+            self.actions(int(step), **{name: batch})
 
     def close(self) -> None:
         """Write the two plain files."""
@@ -50,7 +74,7 @@ class Log:
         with replacing(self.folder / "scalars.csv") as beside:
             pd.DataFrame(self.rows).groupby("step").first().to_csv(beside)
         with replacing(self.folder / "actions.npz") as beside, beside.open("wb") as file:
-            np.savez_compressed(file, **self.snapshots)
+            np.savez_compressed(file, **{key: batch.numpy() for key, batch in self.snapshots.items()})
 
 
 def read_log(folder: Path) -> tuple[pd.DataFrame, dict[str, dict[int, np.ndarray]]]:
@@ -63,50 +87,131 @@ def read_log(folder: Path) -> tuple[pd.DataFrame, dict[str, dict[int, np.ndarray
     return pd.read_csv(folder / "scalars.csv", index_col="step"), snapshots
 
 
-def fit(update: Callable[[Tensor], dict[str, Tensor]], frames: Frames, parts: dict[str, Any], *, batch_size: int,
+def autocast(device: str | torch.device) -> torch.autocast:
+    """Let matrices be multiplied in bfloat16 where the processor does that faster; weights stay float32.
+
+    Without autocast's cache of converted weights: within one update the optimiser changes them.
+    """
+    kind = torch.device(device).type
+    fast = torch.cuda.is_bf16_supported() if kind == "cuda" else \
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.autocast(kind, torch.bfloat16, enabled=fast, cache_enabled=False)
+
+
+def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[str, Any], *, batch_size: int,
         max_steps: int, watch: Callable[[int], dict[str, float]] | None = None, log_every: int = 10,
-        safe_every: int = 200, log: Log | None = None, seed: int = 0, desc: str = "fit") -> pd.DataFrame:
+        safe_every: int = 200, log: Log | None = None, seed: int = 0, desc: str = "fit",
+        sample: Callable[[int], Any] | None = None, limit: float = 1e6, bf16: bool = True,
+        checkpoint: Path | None = None) -> pd.DataFrame:
     """Call `update` on shuffled batches, epoch after epoch, for `max_steps` steps.
 
     Args:
         update: index (B,) into `frames` → scalars to log.
-        parts: networks and optimisers by name (anything with `state_dict` and `load_state_dict`).
+        parts: networks, optimisers and the like by name (anything with `state_dict` and `load_state_dict`).
         watch: step → further numbers to log, asked at every logged step.
         log_every: steps between two logged rows.
         safe_every: least steps between two copies of `parts`, to go back to if training fails.
+        sample: batch_size → what is handed to `update`; by default each transition once an epoch, shuffled.
+        limit: no logged number may be larger; rewards of −4 … 5 discounted by 0.99 make returns of at most 500.
+        bf16: let `autocast` decide how matrices are multiplied; False keeps to float32.
+        checkpoint: file to keep the last copy in. A run that was stopped goes on from there, to the same end as if
+            it had not been; a finished run removes it. It is ignored if it belongs to other settings.
 
     Returns:
         The logged rows, indexed by step.
 
     Raises:
-        TrainingError: if a logged number is not finite; `parts` are as in their last copy.
+        TrainingError: if a number or weight is not finite, a number grows beyond `limit`, or the copy cannot be
+            written; `parts` are as in their last copy.
     """
-    rows: list[dict] = []
-    safe, safe_step = snapshot(parts), 0
-    batches = chain.from_iterable(frames.sample(batch_size, seed=1000 * seed + epoch) for epoch in count())
-    bar = tqdm(islice(batches, max_steps), total=max_steps, desc=desc, unit="step", leave=False)
-    for step, index in enumerate(bar, start=1):
-        scalars = update(index)
+    everything = parts | ({} if log is None else {"log": log})
+    run = _identity(update, frames, batch_size=batch_size, seed=seed, desc=desc, sampled=sample is not None)
+    safe_step, rows, safe = _resume(checkpoint, run, everything)
+    batches = (sample(batch_size) for _ in count()) if sample is not None else islice(chain.from_iterable(
+        frames.sample(batch_size, seed=1000 * seed + epoch) for epoch in count()), safe_step, None)
+    bar = tqdm(total=max_steps, initial=safe_step, desc=desc, unit="step", leave=False)
+
+    def stop(step: int, reason: str, advice: str) -> TrainingError:
+        bar.close()
+        with contextlib.suppress(OSError):  # a full disk does not let TensorBoard begin a new file
+            restore(everything, safe)
+        return TrainingError(f"step {step}: {reason}; all parts are back at step {safe_step}. {advice}")
+
+    for step, batch in zip(range(safe_step + 1, max_steps + 1), batches, strict=False):
+        with autocast(frames.device) if bf16 else contextlib.nullcontext():
+            scalars = update(batch)
+        bar.update()
         if step > 1 and step % log_every and step < max_steps:
             continue
         values = {name: float(torch.as_tensor(value).detach()) for name, value in scalars.items()}
         values |= watch(step) if watch is not None else {}
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
         if wrong:
-            bar.close()
-            restore(parts, safe)
-            raise TrainingError(f"step {step}: {', '.join(wrong)} is not a finite number; all parts are back at step "
-                                f"{safe_step}. Lower the learning rate, or look for NaN in the item matrix")
+            raise stop(step, f"{', '.join(wrong)} is not a finite number",
+                       "Lower the learning rate, or look for NaN in the item matrix")
+        wild = [f"{name} is {value:.3g}" for name, value in values.items() if abs(value) > limit]
+        if wild:
+            raise stop(step, f"{', '.join(wild)}, beyond {limit:,.0f}: the training diverges",
+                       "Lower the learning rate, or strengthen the behaviour term")
         rows.append({"step": step, **values})
         if log is not None:
-            log.scalars(step, values)
+            try:
+                log.scalars(step, values)
+            except OSError as error:
+                raise stop(step, f"the log cannot be written ({error})", "Make room and run again") from error
         if step >= safe_step + safe_every:
-            safe, safe_step = snapshot(parts), step
+            copied = snapshot(everything)
+            spoilt = [name for name, state in copied.items() if not _all_finite(state)]
+            if spoilt:
+                raise stop(step, f"{', '.join(spoilt)} holds numbers that are not finite",
+                           "Lower the learning rate, or look for NaN in the item matrix")
+            if checkpoint is not None:
+                try:
+                    with replacing(checkpoint) as beside:
+                        torch.save({"run": run, "step": step, "rows": rows, "parts": copied}, beside)
+                except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a riddle
+                    full = shutil.disk_usage(checkpoint.parent).free < 1 << 20
+                    reason = "the disk is full" if full else str(error).splitlines()[0]
+                    raise stop(step, f"{shown(checkpoint)} cannot be written ({reason})",
+                               "Make room; the same call goes on from there") from error
+            safe, safe_step = copied, step
+    bar.close()
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
     return pd.DataFrame(rows).set_index("step")
 
 
+def _identity(update: Callable, frames: Frames, **settings: Any) -> dict[str, Any]:
+    """Return what a checkpoint must agree with to be gone on from."""
+    chosen = {name: value for name, value in getattr(update, "keywords", {}).items()
+              if isinstance(value, int | float | str | bool)}
+    code = getattr(update, "func", update).__code__.co_code.hex()
+    return settings | chosen | {"code": code, "log": frames.log_hash(), "items": matrix_hash(frames.items)}
+
+
+def _resume(checkpoint: Path | None, run: dict, parts: dict[str, Any]) -> tuple[int, list[dict], dict]:
+    """Return (step, rows, copy of the parts): of the checkpoint if it belongs to this run, else of a beginning."""
+    if checkpoint is not None and checkpoint.exists():
+        try:
+            kept = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            if kept["run"] == run:
+                restore(parts, kept["parts"])
+                return kept["step"], kept["rows"], kept["parts"]
+        except (RuntimeError, KeyError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
+            raise DataError(f"{shown(checkpoint)} is not a checkpoint of this run ({str(error).splitlines()[0]}): "
+                            f"delete it to begin anew") from error
+    return 0, [], snapshot(parts)
+
+
+def _all_finite(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() or bool(value.isfinite().all())
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return all(_all_finite(item) for item in values)
+
+
 def snapshot(parts: dict[str, Any]) -> dict[str, Any]:
-    """Copy the states of networks and optimisers, and of torch's random numbers."""
+    """Copy the states of networks, optimisers and the like, and of torch's random numbers."""
     rng = {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
     return rng | {name: _copy(part.state_dict()) for name, part in parts.items()}
 
@@ -127,24 +232,70 @@ def _copy(value: Any) -> Any:
     return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
-def save_policy(path: Path, actor: Actor, parts: dict[str, Any], **meta: Any) -> None:
-    """Save an actor with all it takes to train on (`parts`) and to trust it (`meta`: numbers, text)."""
+@torch.no_grad()
+def watch_policy(policies: dict[str, nn.Module], state: Tensor, items: Tensor) -> dict[str, float]:
+    """Return statistics of proto-actions for state (B, …), over states: of each policy by name, in eval mode.
+
+    And how far the last one's proto-action and mean item are from the nearest item.
+    """
+    numbers = {"items/length": items.norm(dim=1).mean()}
+    for name, policy in policies.items():
+        was_training = policy.training
+        proto_action = policy.eval()(state)
+        policy.train(was_training)
+        numbers |= {f"{name}/mean": proto_action.mean(), f"{name}/std": proto_action.std(dim=0).mean(),
+                    f"{name}/variance": proto_action.var(dim=0).mean(),
+                    f"{name}/length": proto_action.norm(dim=1).mean()}
+    for label, action in (("proto-action", proto_action), ("mean item", mean_item(proto_action, items))):
+        numbers[f"distance/{label} to nearest item"] = torch.cdist(action, items).min(dim=1).values.mean()
+    return {name: number.item() for name, number in numbers.items()}
+
+
+def watcher(log: Log, policies: dict[str, nn.Module], value: Callable[[Tensor, Tensor], Tensor], t: Transition,
+            items: Tensor, look: Callable[[nn.Module], float], look_every: int,
+            keep_at: tuple[int, ...]) -> Callable[[int], dict[str, float]]:
+    """Return what `fit` asks at each logged step: numbers on transitions t of users never trained on.
+
+    Args:
+        policies: {"actor": …, "actor_target": …}; the last one recommends.
+        value: state (B, …), action (B, E) → (B, 1), the critic's estimate.
+        look: policy → NDCG@10 on validation, asked every `look_every` steps.
+        keep_at: steps at which the proto-actions themselves are kept.
+    """
+    *_, policy = policies.values()
+    log.actions(0, logged=t.action)
+
+    @torch.no_grad()
+    def watch(step: int) -> dict[str, float]:
+        numbers = watch_policy(policies, t.state, items)
+        if step in keep_at:
+            log.actions(step, **{name: deepcopy(network).eval()(t.state) for name, network in policies.items()})
+        numbers["Q held-out users/logged action"] = value(t.state, t.action).mean().item()
+        numbers["Q held-out users/policy's action"] = value(t.state, mean_item(policy(t.state), items)).mean().item()
+        if step % look_every == 0:
+            numbers["valid/NDCG@10"] = look(policy)
+        return numbers
+    return watch
+
+
+def save_policy(path: Path, actor: nn.Module, parts: dict[str, Any], **meta: Any) -> None:
+    """Save a policy of `POLICIES` with all it takes to train on (`parts`) and to trust it (`meta`: numbers, text)."""
     with replacing(path) as beside:
-        torch.save({"config": actor.config, "weights": actor.state_dict(), "parts": snapshot(parts),
-                    "meta": meta}, beside)
+        torch.save({"network": type(actor).__name__, "config": actor.config, "weights": actor.state_dict(),
+                    "parts": snapshot(parts), "meta": meta}, beside)
 
 
-def load_policy(path: Path, device: str | torch.device = "cpu") -> tuple[Actor, dict]:
-    """Return (actor in eval mode, the whole checkpoint: config, weights, parts, meta).
+def load_policy(path: Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict]:
+    """Return (policy in eval mode, the whole checkpoint: network, config, weights, parts, meta).
 
     Raises:
         DataError: if the file is damaged or holds anything but tensors, numbers and text.
     """
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-        actor = Actor(**checkpoint["config"])
+        actor = POLICIES[checkpoint["network"]](**checkpoint["config"])
         actor.load_state_dict(checkpoint["weights"])
-    except (RuntimeError, KeyError, TypeError, EOFError, torch.serialization.pickle.UnpicklingError) as error:
+    except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise DataError(f"{shown(path)} is not a policy that can be read ({str(error).splitlines()[0]}): delete it and "
                         f"run the lesson that trains it again") from error
     return actor.to(device).eval(), checkpoint

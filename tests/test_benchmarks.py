@@ -1,11 +1,16 @@
 import json
 
 import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.datasets import read_ratings
 from helpers.files import PROJECT
-from tests.benchmarks import synthetic
-from tests.benchmarks.frames import ratios, table
+from helpers.networks import Joint
+from tests.benchmarks import agents, frames, synthetic
+from tests.benchmarks.readme import block
 
 SHAPE = dict(n_users=200, n_items=500, n_ratings=12_000)
 
@@ -26,7 +31,36 @@ def test_synthetic_ratings_are_the_same_for_a_seed_alone():
     assert synthetic.make(**SHAPE, seed=1) == synthetic.make(**SHAPE, seed=1) != synthetic.make(**SHAPE, seed=2)
 
 
-def test_readme_shows_the_measured_table_and_the_ratios_follow_from_its_rows():
-    result = json.loads((PROJECT / "res" / "bench_frames.json").read_text(encoding="utf-8"))
-    assert table(result) in (PROJECT / "README.md").read_text(encoding="utf-8")
-    assert ratios(result["rows"]) == result["ratios"]
+@pytest.mark.parametrize(("name", "bench"), [("bench_frames", frames), ("bench_agents", agents)])
+def test_readme_shows_the_measured_table_and_the_ratios_follow_from_its_rows(name, bench):
+    result = json.loads((PROJECT / "res" / f"{name}.json").read_text(encoding="utf-8"))
+    mark = {"bench_frames": "bench", "bench_agents": "agents"}[name]
+    assert block(mark, bench.table(result)) in (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert bench.ratios(result["rows"]) == result["ratios"]
+    assert "bf16_ndcg" not in result or agents.bf16_ndcg(result["rows"]) == result["bf16_ndcg"]
+
+
+def test_the_benchmarked_networks_are_the_same_function():
+    torch.manual_seed(0)
+    state, action = torch.randn(4, agents.STATE), torch.randn(4, agents.ACTION)
+    joint = agents.Critic(Joint(agents.STATE, agents.ACTION, agents.HIDDEN))
+    plain = agents.Critic(nn.Linear(agents.STATE + agents.ACTION, agents.HIDDEN))
+    plain.load_state_dict(joint.state_dict())
+    torch.testing.assert_close(joint(state, action), plain(state, action))
+
+
+def test_the_products_by_hand(monkeypatch):
+    monkeypatch.setattr(agents, "STATE", 2)
+    monkeypatch.setattr(agents, "ACTION", 1)
+    monkeypatch.setattr(agents, "HIDDEN", 1)
+    # weights: actor 2·1 + 1·1 + 1·1 = 4, critic 3·1 + 1·1 + 1·1 = 5, their later layers 2 and 2
+    # critic's step: both targets 4 + 5, forward 5, backward 5 + 2; actor's: 4 + 5, through the critic 2 + 1, 4 + 2
+    assert sum(m * k * n for m, k, n in agents.products(10)) == 10 * (9 + 5 + 7 + 9 + 3 + 6)
+
+
+def test_the_update_multiplies_no_more_than_the_products_it_is_compared_with():
+    frames = agents.synthetic_frames(n_users=20, n_ratings=20, n_items=50)
+    step, index = agents.ours(frames), torch.arange(16)
+    with FlopCounterMode(display=False) as counter:
+        step(index, None)
+    assert counter.get_total_flops() == 2 * sum(m * k * n for m, k, n in agents.products(len(index)))

@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 import torch
 
+from helpers import evaluation
 from helpers.evaluation import (
     bootstrap,
     case_metrics,
@@ -294,3 +295,34 @@ def test_recommender_that_knows_the_item_ranks_it_first(frames, item_ids):
 
     metrics = case_metrics(rank_held_out(oracle, frames, held_out((5, 10), (2, 10), (7, 10))))
     assert metrics["NDCG@10"].tolist() == [1, 1, 1]
+
+
+def test_observed_returns_by_hand_and_never_across_users(frames):
+    total, left = evaluation.observed_returns(frames, 0.5)
+    # rewards of the transitions: user 1: 5, 0, 1, −2; user 2: 2; user 7: −1, −4
+    assert total.tolist() == [5 + 0 + 1 / 4 - 2 / 8, 0 + 1 / 2 - 2 / 4, 1 - 2 / 2, -2, 2, -1 - 4 / 2, -4]
+    assert left.tolist() == [4, 3, 2, 1, 1, 2, 1]
+
+
+def test_compare_averages_seeds_and_differences_are_paired(frames, tmp_path):
+    held_out = pd.DataFrame({"user_id": [1, 2], "item_id": [30, 40], "rating": [5.0, 1.0], "timestamp": [900, 900]})
+    history = frames_without(frames, held_out)
+    first, last = (lambda history, users, best=best: (torch.as_tensor(history.item_ids) == best).float().expand(
+        len(users), -1) for best in (30, 40))
+    table, cases = evaluation.compare({"first": [first], "both": [first, last]}, history, held_out)
+    assert table["model"].tolist() == ["first", "both"] and table["NDCG@10 over seeds"].tolist()[0] == ""
+    alone = [evaluation.case_metrics(evaluation.rank_held_out(model, history, held_out)) for model in (first, last)]
+    np.testing.assert_allclose(cases["both"]["NDCG@10"], (alone[0]["NDCG@10"] + alone[1]["NDCG@10"]) / 2)
+    evaluation.write_cases(tmp_path / "cases.csv", cases)
+    again = evaluation.read_cases(tmp_path / "cases.csv")
+    assert list(again) == ["first", "both"]
+    pd.testing.assert_frame_equal(again["both"], cases["both"])
+    assert evaluation.differences(again, "both", ["both"])["NDCG@10"].tolist() == ["+0.000  [+0.000, +0.000]"]
+
+
+def frames_without(frames, held_out):
+    """Return the log of users 1 and 2 without the held-out items."""
+    logs = {1: [(10, 4.0), (20, 0.5), (50, 5.0)], 2: [(30, 1.0), (50, 4.5), (20, 3.5)]}
+    rows = [(user, item, rating, 100 * step) for user, log in logs.items() for step, (item, rating) in enumerate(log)]
+    table = pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "timestamp"])
+    return Frames(table, frames.item_ids, frames.items, frame_size=2)

@@ -19,6 +19,8 @@ from helpers.frames import (
     Frames,
     Transition,
     flatten,
+    gaps,
+    multiplied,
     open_static,
     read_static,
     reward_of,
@@ -567,3 +569,44 @@ def test_static_file_without_its_attributes_is_refused(static, item_matrix, name
 def test_missing_static_file_is_not_called_unreadable(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"frames.hdf5"):
         open_static(tmp_path / "frames.hdf5")
+
+
+def test_gaps_are_days_since_the_users_rating_before_and_end_every_state(ratings, item_ids, item_matrix):
+    ratings["timestamp"] = ratings["timestamp"] * 864  # steps of 100 become steps of a day
+    timed, plain = (Frames(ratings, item_ids, item_matrix, frame_size=2, times=times) for times in (True, False))
+    index = torch.arange(len(plain))
+    t, p = timed.gather(index), plain.gather(index)
+    assert torch.equal(t.state[:, :-2], p.state) and torch.equal(t.next_state[:, :-2], p.next_state)
+    assert t.state[:, -2:].tolist() == [[0, 1], [1, 1], [1, 1], [1, 1], [0, 1], [0, 1], [1, 1]]
+    assert t.next_state[:, -2:].tolist() == [[1, 1]] * 7
+    assert torch.equal(t.action, p.action) and torch.equal(t.done, p.done)
+    last = timed.last_states(np.array([1, 5]))
+    assert last[:, -2:].tolist() == [[1, 1], [0, 1]]
+    assert torch.equal(gaps(t.state, 2, 3), t.state[:, -2:]) and (gaps(p.state, 2, 3) == 1).all()
+    for a, b in zip(unflatten(t.state, 2, 3), unflatten(p.state, 2), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_log_shorter_than_the_frame_is_padded_with_gaps_of_nought(ratings, item_ids, item_matrix):
+    timed = Frames(ratings, item_ids, item_matrix, frame_size=3, times=True)
+    assert timed.last_states(np.array([5]))[0, -3:].tolist() == [0, 0, pytest.approx(100 / 86_400)]
+
+
+def test_a_static_file_of_frames_with_times_is_refused(ratings, item_ids, item_matrix, tmp_path):
+    with pytest.raises(DataError, match="make the frames without times"):
+        write_static(tmp_path / "t.hdf5", Frames(ratings, item_ids, item_matrix, 2, times=True), "test")
+
+
+def test_next_rewards_stop_where_the_log_ends(frames):
+    rewards, within = frames.next_rewards(torch.tensor([0, 2, 4]), 3)
+    assert rewards.tolist() == [[5, 0, 1], [1, -2, 0], [2, 0, 0]]
+    assert within.tolist() == [[True, True, True], [True, True, False], [True, False, False]]
+
+
+def test_a_batch_is_converted_once_for_all_under_autocast_alone(frames):
+    t = frames.gather(torch.arange(3))
+    assert multiplied(t) is t
+    with torch.autocast("cpu", torch.bfloat16):
+        half = multiplied(t)
+    assert half.state.dtype == half.next_state.dtype == half.action.dtype == torch.bfloat16
+    assert half.reward is t.reward and half.done is t.done

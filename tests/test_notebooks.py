@@ -5,8 +5,8 @@ import re
 
 import nbformat
 import pytest
-from lessons import NOTES
 
+from helpers.lessons import NOTES
 from helpers.series import LESSONS
 
 PATHS = sorted(NOTES.glob("*.ipynb"))

@@ -9,13 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lessons import NOTES, load_function, load_lesson
 
 from helpers import training
+from helpers.evaluation import observed_returns, policy_recommender
 from helpers.files import PROJECT
 from helpers.frames import Frames, reward_of
+from helpers.lessons import NOTES, load_lesson
+from helpers.series import LESSONS
 
 GAMMA, TAU = 0.9, 0.02
+AGENTS = [name for name, (_, writes, _) in LESSONS.items() if any(path.startswith("policies/") for path in writes)]
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +94,13 @@ def test_3_no_target_and_no_loss_is_clamped(ddpg, agent, frames):
 
 
 def test_3_every_brute_force_return_lies_inside_the_bounds():
-    returns = load_function("09_diagnostics", "returns")
     rng = np.random.default_rng(0)
     for stars in (*rng.integers(1, 11, size=(50, 400)) / 2, np.full(400, 5.0), np.full(400, 0.5)):
-        total = returns(reward_of(stars), GAMMA)
+        log = pd.DataFrame({"user_id": 1, "item_id": 0, "rating": stars, "timestamp": np.arange(400)})
+        total, left = observed_returns(Frames(log, np.arange(1), np.ones((1, 1), np.float32), frame_size=1), GAMMA)
         assert (total >= -4 / (1 - GAMMA)).all() and (total <= 5 / (1 - GAMMA)).all()
-        assert total[0] == pytest.approx((reward_of(stars) * GAMMA ** np.arange(400)).sum())
+        assert total[0].item() == pytest.approx((reward_of(stars[1:]) * GAMMA ** np.arange(399)).sum(), rel=1e-5)
+        assert left.tolist() == list(range(399, 0, -1))
 
 
 def test_4_a_log_that_ends_is_bootstrapped_through_unless_told_otherwise(ddpg):
@@ -146,10 +150,22 @@ def test_6_the_behaviour_term_by_hand_and_its_direction(ddpg, agent, frames):
     assert last < first
 
 
-def test_6_both_kinds_of_q_and_the_distance_to_the_items_are_logged():
-    source = "\n".join(cell.source for cell in nbformat.read(NOTES / "05_ddpg.ipynb", as_version=4).cells)
-    for name in ("Q/logged action", "Q/policy's action", "distance/{label} to nearest item"):
-        assert f'"{name}"' in source, name
+@pytest.mark.parametrize("lesson", AGENTS)
+def test_6_both_kinds_of_q_and_the_distance_to_the_items_are_logged(lesson, ddpg, agent, frames, tmp_path):
+    source = "\n".join(cell.source for cell in nbformat.read(NOTES / f"{lesson}.ipynb", as_version=4).cells)
+    assert "training.watcher(" in source
+    log = training.Log(tmp_path)
+    watch = training.watcher(log, {name: agent[name] for name in ("actor", "actor_target")}, agent["critic"],
+                             frames.gather(torch.arange(9)), frames.items, lambda actor: 0.5, 2, (1, 4))
+    assert "valid/NDCG@10" in watch(2) and set(watch(1)) >= {
+        "Q held-out users/logged action", "Q held-out users/policy's action", "actor/length", "actor_target/length",
+        "items/length", "distance/proto-action to nearest item", "distance/mean item to nearest item"}
+    watch(4)
+    log.rows.append({"step": 1})
+    log.close()
+    _, actions = training.read_log(tmp_path)
+    assert {name: list(steps) for name, steps in actions.items()} == {"logged": [0], "actor": [1, 4],
+                                                                      "actor_target": [1, 4]}
 
 
 def test_6_the_supervised_twin_never_touches_its_critic(ddpg, agent, frames):
@@ -165,9 +181,7 @@ def test_9_baselines_and_agents_of_lesson_5_are_fitted_on_the_training_part():
     assert {ast.unparse(call.args[0]) for call in fits} == {"split.train", "train"}
     trained_on = [ast.unparse(call.args[1]) for cell in cells for call in ast.walk(ast.parse(cell.source))
                   if isinstance(call, ast.Call) and ast.unparse(call.func) == "training.fit"]
-    assert set(trained_on) == {"frames", "toy_frames"}
-    source = "\n".join(cell.source for cell in cells)
-    assert "frames, held_out_frames = make_frames(split.train[known]), make_frames(split.train[~known])" in source
+    assert set(trained_on) == {"frames", "toy"}
 
 
 def test_9_after_the_split_lesson_3_reads_the_training_part_alone():
@@ -237,3 +251,102 @@ def test_13_the_published_numbers_stand_beside_baselines_and_say_how_many_cases(
     assert ndcg["EASE"] == pytest.approx(0.071, abs=0.002)
     assert ndcg["DDPG"] > 2.5 * ndcg["popularity"]
     assert {"supervised twin", "EASE, recent films"} <= ndcg.keys()
+
+
+SUPPORT = torch.linspace(-4 / (1 - GAMMA), 5 / (1 - GAMMA), 51)
+SMALL = dict(hidden_size=32, dropout=0.3)
+RULE = dict(gamma=GAMMA, tau=TAU, decay=0.7, n=3, support=SUPPORT)
+
+
+def ddpg_maker(frames, seed):
+    lesson = load_lesson("05_ddpg")
+    agent = lesson.new_agent(seed, 3, 6, 1e-3, **SMALL)
+    return agent, lambda index, **options: lesson.update(
+        agent, frames, index, gamma=GAMMA, tau=TAU, decay=0.7, **options)
+
+
+def d4pg_maker(frames, seed):
+    lesson = load_lesson("06_d4pg")
+    agent = lesson.new_d4pg_agent(seed, 3, 6, 1e-3, n_atoms=51, replay_size=len(frames), **SMALL)
+    return agent, lambda index, **options: lesson.d4pg_update(
+        agent, frames, agent["replay"].sample(len(index)), **RULE, **options)
+
+
+def rainbow_maker(frames, seed):
+    lesson = load_lesson("07_rainbow")
+    agent = lesson.new_rainbow_agent(seed, frames.items, 3, 1e-3, n_transitions=len(frames), n_atoms=51, **SMALL)
+    return agent, lambda index, **options: lesson.rainbow_update(
+        agent, frames, agent["replay"].sample(len(index)), **RULE, **options)
+
+
+@pytest.fixture(params=[ddpg_maker, d4pg_maker, rainbow_maker], ids=["ddpg", "d4pg", "rainbow"])
+def maker(request, frames):
+    return lambda seed: request.param(frames, seed)
+
+
+def test_5_every_agents_targets_are_exactly_the_polyak_mix_and_moved(maker):
+    agent, make_step = maker(0)
+    pairs = [name for name in ("actor", "critic") if name in agent]
+    for _ in range(2):
+        before = {name: copy.deepcopy(agent[f"{name}_target"]) for name in pairs}
+        make_step(torch.arange(64))
+    for name, old in before.items():
+        for new, was, source in zip(agent[f"{name}_target"].parameters(), old.parameters(), agent[name].parameters(),
+                                    strict=True):
+            torch.testing.assert_close(new, (1 - TAU) * was + TAU * source, rtol=1e-6, atol=1e-7)
+        assert any(not torch.equal(new, was) for new, was in
+                   zip(agent[f"{name}_target"].parameters(), old.parameters(), strict=True))
+
+
+def test_10_every_agent_resumes_to_the_identical_next_step(maker):
+    agent, make_step = maker(0)
+    for _ in range(4):
+        make_step(torch.arange(48))
+    kept = training.snapshot(agent)
+    made = make_step(torch.arange(48))
+    again, step_again = maker(1)
+    training.restore(again, kept)
+    for name, value in step_again(torch.arange(48)).items():
+        assert float(value) == float(made[name]), name
+    for name, part in agent.items():
+        if isinstance(part, torch.nn.Module):
+            for a, b in zip(part.parameters(), again[name].parameters(), strict=True):
+                assert torch.equal(a, b), name
+
+
+def test_10_the_same_seed_gives_the_same_numbers_for_every_agent(maker):
+    runs = []
+    for _ in range(2):
+        _, make_step = maker(3)
+        runs.append([float(value) for _ in range(3) for value in make_step(torch.arange(48)).values()])
+    assert runs[0] == runs[1]
+
+
+def test_10_nothing_held_out_is_judged_while_an_agent_trembles(maker, frames):
+    agent, make_step = maker(0)
+    make_step(torch.arange(48))
+    recommend = policy_recommender(agent["actor"].train())
+    assert torch.equal(recommend(frames, frames.user_ids), recommend(frames, frames.user_ids))
+    assert agent["actor"].training
+    assert not agent["actor_target"].training
+
+
+def test_2_no_agent_divides_a_batch_into_rows_and_columns(maker):
+    _, make_step = maker(0)
+    scalars = make_step(torch.arange(48))
+    assert all(value.ndim == 0 for value in scalars.values())
+    assert {"loss/critic", "loss/behaviour", "loss/actor", "Q/logged action", "Q/policy's action"} <= set(scalars)
+
+
+def test_6_without_its_behaviour_term_no_agent_learns_what_people_choose(maker, frames):
+    losses = {}
+    for weight in (1.0, 0.0):
+        agent, make_step = maker(0)
+        option = {"penalty": weight} if "critic" not in agent else {"behaviour_weight": weight}
+        for _ in range(60):
+            make_step(torch.arange(96), **option)
+        t, items = frames.gather(torch.arange(len(frames))), frames.next_items(torch.arange(len(frames)), 1)
+        with torch.no_grad():
+            log_p = load_lesson("05_ddpg").log_policy(agent["actor_target"](t.state), frames.items)
+        losses[weight] = load_lesson("05_ddpg").behaviour_loss(log_p, items, 1.0).item()
+    assert losses[1.0] < losses[0.0]

@@ -1,10 +1,15 @@
+import contextlib
+from functools import partial
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from helpers import training
 from helpers.files import DataError
 from helpers.networks import Actor
+from helpers.replay import Prioritised
 
 
 @pytest.fixture
@@ -41,6 +46,143 @@ def test_a_loss_that_is_no_number_stops_with_a_sentence_and_goes_back(frames, we
     with pytest.raises(training.TrainingError, match="step 5: loss is not a finite number"):
         fit(frames, weight, update, safe_every=2)
     assert weight.weight.item() == 4
+
+
+def test_a_loss_that_diverges_stops_with_a_sentence_and_goes_back(frames, weight):
+    update = counting_update(weight, [1.0, 1.0, 1.0, -2e6, 1.0, 1.0])
+    with pytest.raises(training.TrainingError, match=r"step 4: loss is -2e\+06, beyond 1,000,000: the train"):
+        fit(frames, weight, update, safe_every=2)
+    assert weight.weight.item() == 2
+    log = fit(frames, weight, counting_update(weight, [2e6] * 6), limit=1e7)
+    assert len(log) == 6
+
+
+def test_a_weight_that_is_no_number_is_never_kept(frames, weight, tmp_path):
+    def update(index):  # as when a gradient overflows after a loss that was still finite
+        steps.append(len(index))
+        with torch.no_grad():
+            weight.weight.fill_(float("nan") if len(steps) == 4 else len(steps))
+        return {"loss": torch.tensor(1.0)}
+    steps = []
+    with pytest.raises(training.TrainingError, match="step 4: weight holds numbers that are not finite"):
+        fit(frames, weight, update, safe_every=2, checkpoint=tmp_path / "c.pt")
+    assert weight.weight.item() == 2
+    assert torch.load(tmp_path / "c.pt", weights_only=True)["parts"]["weight"]["weight"].item() == 2
+
+
+def noisy_agent(seed=0):
+    """Return (parts, update) of a network with dropout, Adam, and a replay: all that resuming must bring back."""
+    torch.manual_seed(seed)
+    net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+    parts = {"net": net, "optimiser": torch.optim.Adam(net.parameters(), 1e-2), "replay": Prioritised(7, seed=seed)}
+
+    def update(batch, frames, scale=1.0):
+        index, weight = batch
+        t = frames.gather(index)
+        error = net(t.state) * scale - t.reward
+        parts["optimiser"].zero_grad()
+        (weight * error.square()).mean().backward()
+        parts["optimiser"].step()
+        parts["replay"].update(index, error)
+        return {"loss": error.square().mean()}
+    return parts, update
+
+
+def run_noisy(frames, folder, stop_at=None, scale=1.0, kill=KeyboardInterrupt):
+    parts, update = noisy_agent()
+    made = []
+
+    def watch(step):
+        made.append(step)
+        if step == stop_at:
+            raise kill
+        return {"step squared": float(step ** 2)}
+    log = training.Log(folder / "run")
+    table = training.fit(partial(update, frames=frames, scale=scale), frames, parts, batch_size=4, max_steps=23,
+                         log_every=1, safe_every=5, sample=lambda size: parts["replay"].sample(size), watch=watch,
+                         log=log, checkpoint=folder / "c.pt")
+    log.close()
+    return table, parts, made
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 6, 13, 22])
+def test_a_run_stopped_at_any_step_goes_on_to_the_identical_end(frames, tmp_path, stop_at):
+    whole, parts, _ = run_noisy(frames, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run_noisy(frames, tmp_path / "stopped", stop_at)
+    resumed, again, made = run_noisy(frames, tmp_path / "stopped")
+    assert made[0] == (stop_at - 1) // 5 * 5 + 1 and made[-1] == 23
+    pd.testing.assert_frame_equal(resumed, whole)
+    for a, b in zip(parts["net"].parameters(), again["net"].parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(parts["replay"].probability(), again["replay"].probability())
+    read = [training.read_log(tmp_path / name / "run")[0] for name in ("whole", "stopped")]
+    pd.testing.assert_frame_equal(*read)
+    assert not (tmp_path / "stopped" / "c.pt").exists()
+
+
+def test_by_default_a_resumed_run_goes_on_in_the_middle_of_an_epoch(frames, weight, tmp_path):
+    def order(stop_at):
+        seen = []
+
+        def update(index):
+            seen.append(index.tolist())
+            return {}
+
+        def watch(step):
+            if step == stop_at:
+                raise KeyboardInterrupt
+            return {}
+        with pytest.raises(KeyboardInterrupt) if stop_at else contextlib.nullcontext():
+            fit(frames, weight, update, batch_size=2, max_steps=20, safe_every=3, watch=watch,
+                checkpoint=tmp_path / "c.pt")
+        return seen
+    whole = order(None)
+    first, rest = order(14), order(None)
+    assert first[:12] + rest == whole
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(frames, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_noisy(frames, tmp_path, stop_at=13)
+    _, _, made = run_noisy(frames, tmp_path, scale=0.5)
+    assert made[0] == 1
+
+
+def test_a_damaged_checkpoint_gets_a_sentence(frames, weight, tmp_path):
+    (tmp_path / "c.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(DataError, match=r"c\.pt is not a checkpoint of this run .*: delete it to begin anew"):
+        fit(frames, weight, checkpoint=tmp_path / "c.pt")
+
+
+def test_a_full_disk_stops_with_a_sentence_and_keeps_the_last_copy(frames, weight, tmp_path, monkeypatch):
+    saved = []
+
+    def save(value, path, real=torch.save):
+        if len(saved) == 1:
+            path.write_bytes(b"half")
+            raise RuntimeError("[enforce fail at inline_container.cc:816] . PytorchStreamWriter failed writing file")
+        saved.append(value["step"])
+        real(value, path)
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(training.TrainingError, match=r"step 4: c.pt cannot be written \(.*failed writing file\); all "
+                                                     "parts are back at step 2. Make room"):
+        fit(frames, weight, safe_every=2, checkpoint=tmp_path / "c.pt")
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["c.pt"] and weight.weight.item() == 2
+    assert torch.load(tmp_path / "c.pt", weights_only=True)["step"] == 2
+
+
+def test_half_precision_multiplies_only_and_follows_the_weights():
+    net = torch.nn.Linear(64, 64)
+    x = torch.randn(8, 64)
+    with training.autocast("cpu"):
+        before = net(x)
+        with torch.no_grad():
+            net.weight.zero_(), net.bias.zero_()
+        after = net(x)  # a cached copy of the old weights would give the old answer
+    assert net.weight.dtype == torch.float32
+    assert not torch.equal(before, after) and (after == 0).all()
 
 
 def test_every_transition_is_seen_once_an_epoch_in_an_order_of_the_seed(frames, weight):

@@ -29,6 +29,7 @@ from helpers.datasets import read_ratings
 from helpers.files import PROJECT, data_dir, replacing, write_json
 from helpers.frames import FIELDS, Frames, Transition, read_static, write_static
 from tests.benchmarks import synthetic
+from tests.benchmarks.readme import replace_block
 
 FRAME_SIZE, EMBED_SIZE, BATCH_SIZE = 10, 128, 8192
 BYTES = 4 * (2 * FRAME_SIZE * (EMBED_SIZE + 1) + EMBED_SIZE + 2)  # of a transition in float32
@@ -283,7 +284,7 @@ def table(result: dict) -> str:
         size = f"{row['bytes']:,.0f}" if "bytes" in row else ""
         times = f"{row['rate'] / base:.1f}" if "rate" in row else ""
         lines.append(f"| {name} | {speed} | {size} | {row['peak_mb']:,.0f} | {times} |")
-    return "<!-- bench -->\n" + "\n".join(lines) + "\n<!-- /bench -->"
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -307,11 +308,7 @@ def main() -> None:
     result = {"data": "SYNTHETIC ratings.csv of the shape of MovieLens 20M", "threads": torch.get_num_threads(),
               "batch_size": BATCH_SIZE, "rows": rows, "ratios": ratios(rows)}
     write_json(PROJECT / "res" / "bench_frames.json", result)
-    readme = PROJECT / "README.md"
-    text = re.sub(r"<!-- bench -->.*<!-- /bench -->", lambda _: table(result), readme.read_text(encoding="utf-8"),
-                  flags=re.S)
-    with replacing(readme) as beside:
-        beside.write_text(text, encoding="utf-8")
+    replace_block("bench", table(result))
     print(table(result), *(f"{name:<32}{value:10.2f}" for name, value in result["ratios"].items()), sep="\n")
 
 

@@ -1,0 +1,62 @@
+"""What lessons 05 to 09 train on and are judged by: one data set, split, framed, with the users kept apart."""
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from helpers import datasets, evaluation, features, metadata
+from helpers.files import data_dir, need
+from helpers.frames import Frames, Transition
+
+
+class Task(NamedTuple):
+    """Everything a training and its judgement need of a data set.
+
+    split: ratings by purpose; the last of each user is the test, the one before is for validation.
+    frames: transitions to train on, of the training part less the users kept apart.
+    apart: transitions of the users kept apart.
+    history, longer_history: all users' logs, of the training part, and with validation added.
+    """
+
+    home: Path
+    ids: np.ndarray
+    matrix: np.ndarray
+    title: dict[int, str]
+    split: evaluation.Split
+    frames: Frames
+    apart: Frames
+    history: Frames
+    longer_history: Frames
+
+    def watched(self, n: int = 1024) -> Transition:
+        """Return up to n transitions of users kept apart, always the same: the states that figures show."""
+        order = torch.randperm(len(self.apart), generator=torch.Generator().manual_seed(0))
+        return self.apart.gather(order[:n])
+
+
+def load_task(dataset: str, frame_size: int = 10, device: str | torch.device = "cpu", share_apart: float = 0.05,
+              times: bool = False) -> Task:
+    """Read a data set and its item matrix, hold out, and frame.
+
+    Args:
+        share_apart: share of the users with a frame whose transitions are not trained on.
+        times: let states end with gaps (see `Frames`).
+
+    Raises:
+        FileNotFoundError: naming the lesson to run first.
+    """
+    home = data_dir(dataset)
+    split = evaluation.split_last(datasets.read_ratings(datasets.fetch(dataset)))
+    ids, matrix = features.read_item_matrix(need(home / "embeddings.npz", "03_pca"))
+    infos = metadata.read_infos(need(home / "infos.json", "01_data_parsing"))
+    log_length = split.train.groupby("user_id").size()
+    long_enough = log_length.index[log_length > frame_size]
+    n_apart = max(1, int(share_apart * len(long_enough)))
+    apart = split.train["user_id"].isin(np.random.default_rng(0).choice(long_enough, n_apart, replace=False))
+    make = partial(Frames, item_ids=ids, item_matrix=matrix, frame_size=frame_size, device=device, times=times)
+    return Task(home, ids, matrix, {i: info["title"] for i, info in infos.items()}, split,
+                frames=make(split.train[~apart]), apart=make(split.train[apart]), history=make(split.train),
+                longer_history=make(evaluation.together(split.train, split.valid)))

@@ -1,0 +1,57 @@
+"""A world with a known solution, to check agents on: three films, and a trap for the greedy."""
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from helpers.frames import Frames, reward_of
+
+# Stars of the film taken next (column) after the film just seen (row). After film 0 the best rating at once is
+# film 0 again, while the cycle 1 → 2 → 1 → … pays 5 and 4 stars for ever.
+STARS = np.array([[3.0, 1.5, 0.5], [0.5, 2.0, 5.0], [2.0, 4.0, 3.0]])
+
+
+def toy_log(stars: np.ndarray = STARS, n_users: int = 200, length: int = 60, seed: int = 0) -> pd.DataFrame:
+    """Return the ratings of users who choose at random, in a world where stars[seen, next] are given."""
+    films = np.random.default_rng(seed).integers(len(stars), size=(n_users, length))
+    rating = np.concatenate([np.full((n_users, 1), 3.0), stars[films[:, :-1], films[:, 1:]]], axis=1)
+    return pd.DataFrame({"user_id": np.repeat(np.arange(n_users), length), "item_id": films.ravel(),
+                         "rating": rating.ravel().astype(np.float32), "timestamp": np.tile(np.arange(length), n_users)})
+
+
+def toy_frames(stars: np.ndarray = STARS, seed: int = 0, **options) -> Frames:
+    """Return the transitions of `toy_log`: a state is the film just seen, as a unit vector, and its rating."""
+    return Frames(toy_log(stars, seed=seed), np.arange(len(stars)), np.eye(len(stars), dtype=np.float32),
+                  frame_size=1, **options)
+
+
+def toy_states(n_films: int = 3) -> Tensor:
+    """Return (n_films, n_films + 1): each film just seen and rated 3."""
+    return torch.cat([torch.eye(n_films), torch.full((n_films, 1), 3.0)], dim=1)
+
+
+def solve(reward: np.ndarray, gamma: float) -> np.ndarray:
+    """Return the optimal Q (seen, next) by value iteration."""
+    q = np.zeros_like(reward)
+    for _ in range(500):
+        q = reward + gamma * q.max(axis=1)
+    return q
+
+
+def policy_return(choice: np.ndarray, reward: np.ndarray, gamma: float, steps: int = 200) -> float:
+    """Return the discounted return of always taking choice[seen], averaged over the first films."""
+    total = 0.0
+    for start in range(len(reward)):
+        seen = start
+        for step in range(steps):
+            total += gamma ** step * reward[seen, choice[seen]] / len(reward)
+            seen = choice[seen]
+    return total
+
+
+def share_of_optimum(choice: np.ndarray, gamma: float, stars: np.ndarray = STARS) -> float:
+    """Return the return of always taking choice[seen], as a share of the best there is."""
+    reward = reward_of(stars)
+    best = solve(reward, gamma).argmax(axis=1)
+    return policy_return(choice, reward, gamma) / policy_return(best, reward, gamma)

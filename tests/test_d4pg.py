@@ -1,0 +1,213 @@
+"""The rules of reinforcement learning on lesson 06's own cells."""
+
+import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from helpers import training
+from helpers.frames import Frames, reward_of
+from helpers.lessons import load_lesson
+from helpers.losses import log_policy, mean_item, mean_of, n_step
+from helpers.replay import Prioritised
+from helpers.toy import STARS, share_of_optimum, toy_states
+
+GAMMA, TAU = 0.9, 0.02
+SUPPORT = torch.linspace(-40, 50, 51)
+
+
+@pytest.fixture(scope="module")
+def d4pg():
+    return load_lesson("06_d4pg")
+
+
+@pytest.fixture
+def frames():
+    rng = np.random.default_rng(0)
+    n = 20 * 15  # users times ratings
+    ratings = pd.DataFrame({"user_id": np.repeat(np.arange(20), 15), "item_id": rng.integers(12, size=n),
+                            "rating": rng.integers(1, 11, size=n) / 2, "timestamp": np.arange(n)})
+    return Frames(ratings, np.arange(12), rng.normal(size=(12, 6)).astype(np.float32), frame_size=3)
+
+
+@pytest.fixture
+def agent(d4pg, frames):
+    return new(d4pg, frames)
+
+
+def new(d4pg, frames, seed=0, dropout=0.0):
+    return d4pg.new_d4pg_agent(seed, 3, 6, 1e-3, replay_size=len(frames), hidden_size=32, dropout=dropout,
+                               item_dropout=0.0)
+
+
+def step(d4pg, agent, frames, batch=None, n=3, **options):
+    batch = torch.arange(len(frames)) if batch is None else batch
+    return d4pg.d4pg_update(agent, frames, batch, gamma=GAMMA, tau=TAU, decay=0.7, n=n, support=SUPPORT, **options)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_1_an_actor_step_against_a_frozen_critic_raises_the_promised_return(d4pg, agent, frames):
+    for group in agent["critic_optimiser"].param_groups:
+        group["lr"] = 0.0
+    critic, state = copy.deepcopy(agent["critic"]), frames.gather(torch.arange(len(frames))).state
+
+    def value():
+        with torch.no_grad():
+            return d4pg.promised(critic, state, mean_item(agent["actor"](state), frames.items), SUPPORT).mean().item()
+
+    before = value()
+    step(d4pg, agent, frames, behaviour_weight=0.0)
+    assert same(critic, agent["critic"])
+    assert value() > before
+
+
+def test_2_the_critics_loss_is_a_row_each_and_the_promise_has_the_shape_of_a_reward(d4pg, agent, frames):
+    t, discount = n_step(frames, torch.arange(9), 3, GAMMA)
+    surprise, q = d4pg.d4pg_critic_loss(agent, t, discount, frames.items, SUPPORT)
+    assert surprise.shape == (9,) and (surprise >= 0).all()
+    assert q.shape == t.reward.shape == (9, 1)
+    assert agent["critic"](t.state, t.action).shape == (9, 51)
+
+
+def test_2_the_critic_learns_each_row_and_not_the_mean_of_the_batch(d4pg, agent, frames):
+    for group in agent["critic_optimiser"].param_groups:
+        group["lr"] = 1e-2
+    for _ in range(300):  # without a future the target is the row's own reward
+        d4pg.d4pg_update(agent, frames, torch.arange(len(frames)), gamma=0.0, tau=TAU, decay=0.7, n=1, support=SUPPORT)
+    t = frames.gather(torch.arange(len(frames)))
+    with torch.no_grad():
+        q = d4pg.promised(agent["critic"], t.state, t.action, SUPPORT)
+    assert np.corrcoef(q[:, 0], t.reward[:, 0])[0, 1] > 0.8
+
+
+def test_3_the_promise_follows_the_mean_of_an_unclamped_target(d4pg, agent, frames):
+    t, discount = n_step(frames, torch.arange(16), 3, GAMMA)
+    at_ten = torch.full((16, 51), -40.0)
+    at_ten[:, SUPPORT.sub(10.4).abs().argmin()] = 40.0  # all the mass on one atom
+    agent["critic_target"] = lambda state, action: at_ten
+    targets = {}
+    agent["critic"] = lambda state, action: targets["logits"]
+    expected = t.reward + discount * mean_of(at_ten, SUPPORT)
+    lower = (expected + 40) // 1.8
+    m = torch.zeros(16, 51)
+    to_upper = (expected + 40) / 1.8 - lower
+    m.scatter_(1, lower.long(), 1 - to_upper).scatter_(1, lower.long() + 1, to_upper)
+    targets["logits"] = m.clamp(min=1e-30).log()
+    surprise, q = d4pg.d4pg_critic_loss(agent, t, discount, frames.items, SUPPORT)
+    torch.testing.assert_close(q, expected, rtol=1e-3, atol=1e-3)
+    assert surprise.abs().max() < 1e-2  # a critic that answers with the target has nothing to learn
+
+
+def test_4_a_log_that_ends_is_bootstrapped_through_and_never_into_another_user(d4pg, agent, frames):
+    end = torch.tensor([11])  # fifteen ratings, frames of three: twelve transitions a user
+    t, discount = n_step(frames, end, 5, GAMMA)
+    assert t.done.item() == 1 and discount.item() == pytest.approx(GAMMA)
+    assert torch.equal(t.reward, frames.gather(end).reward)
+    with torch.no_grad():
+        surprise, _ = d4pg.d4pg_critic_loss(agent, t, discount, frames.items, SUPPORT)
+        stopped, _ = d4pg.d4pg_critic_loss(agent, t, 0 * discount, frames.items, SUPPORT)
+    assert surprise.item() != stopped.item()
+
+
+def test_5_targets_are_exactly_the_polyak_mix_and_moved(d4pg, agent, frames):
+    for _ in range(2):  # from the second step on, source and target differ
+        before = {name: copy.deepcopy(agent[f"{name}_target"]) for name in ("actor", "critic")}
+        step(d4pg, agent, frames)
+    for name, old in before.items():
+        rows = zip(agent[f"{name}_target"].parameters(), old.parameters(), agent[name].parameters(), strict=True)
+        for new_target, was, source in rows:
+            torch.testing.assert_close(new_target, (1 - TAU) * was + TAU * source, rtol=1e-6, atol=1e-7)
+        assert not same(agent[f"{name}_target"], old)
+
+
+def test_6_the_behaviour_term_lowers_its_own_loss(d4pg, agent, frames):
+    first = step(d4pg, agent, frames, value_weight=0.0)["loss/behaviour"].item()
+    for _ in range(50):
+        last = step(d4pg, agent, frames, value_weight=0.0)["loss/behaviour"].item()
+    assert last < first
+
+
+def test_a_plain_index_leaves_the_priorities_and_weights_of_one_change_nothing(d4pg, frames):
+    plain, weighed, index = new(d4pg, frames), new(d4pg, frames), torch.arange(40)
+    step(d4pg, plain, frames, index)
+    step(d4pg, weighed, frames, (index, torch.ones(40, 1)))
+    assert same(plain["critic"], weighed["critic"]) and same(plain["actor"], weighed["actor"])
+    uniform = torch.full((len(frames),), 1 / len(frames), dtype=torch.float64)
+    assert torch.allclose(plain["replay"].probability(), uniform)
+    assert not torch.allclose(weighed["replay"].probability(), uniform)
+
+
+def test_the_priorities_are_set_from_the_divergence_of_each_row(d4pg, agent, frames):
+    index = torch.tensor([3, 50, 7])
+    t, discount = n_step(frames, index, 3, GAMMA)
+    with torch.no_grad():
+        surprise, _ = d4pg.d4pg_critic_loss(agent, t, discount, frames.items, SUPPORT)
+    expected = Prioritised(len(frames))
+    expected.update(index, surprise)
+    step(d4pg, agent, frames, (index, torch.tensor([[1.0], [0.5], [0.2]])))
+    torch.testing.assert_close(agent["replay"].probability(), expected.probability())
+
+
+def test_the_weights_weigh_the_critics_loss(d4pg, agent, frames):
+    index = torch.arange(8)
+    t, discount = n_step(frames, index, 3, GAMMA)
+    with torch.no_grad():
+        surprise, _ = d4pg.d4pg_critic_loss(agent, t, discount, frames.items, SUPPORT)
+    weights = torch.linspace(0.1, 1, 8)[:, None]
+    loss = step(d4pg, agent, frames, (index, weights))["loss/critic"]
+    torch.testing.assert_close(loss.detach(), (weights[:, 0] * surprise).mean())
+
+
+def test_10_a_saved_agent_resumes_to_the_identical_next_draw_and_step(d4pg, frames, tmp_path):
+    agent = new(d4pg, frames, dropout=0.5)  # with dropout: random numbers must resume too
+    for _ in range(5):
+        step(d4pg, agent, frames, agent["replay"].sample(64))
+    training.save_policy(tmp_path / "policy.pt", agent["actor_target"], agent, support=SUPPORT.tolist())
+    step(d4pg, agent, frames, agent["replay"].sample(64))
+    again = new(d4pg, frames, seed=1, dropout=0.5)
+    _, checkpoint = training.load_policy(tmp_path / "policy.pt")
+    training.restore(again, checkpoint["parts"])
+    step(d4pg, again, frames, again["replay"].sample(64))
+    for name in ("actor", "critic", "actor_target", "critic_target"):
+        assert same(agent[name], again[name]), name
+    assert torch.equal(agent["replay"].probability(), again["replay"].probability())
+
+
+def test_actors_play_the_world_as_it_is_the_same_for_a_seed(d4pg):
+    agent = d4pg.new_d4pg_agent(0, learning_rate=3e-3, **d4pg.TOY)
+    films, stars = d4pg.act(agent["actor"].state_dict(), 7, 20, 0.5)
+    assert films.shape == stars.shape == (16, 21)
+    np.testing.assert_array_equal(stars[:, 1:], STARS[films[:, :-1], films[:, 1:]].astype(np.float32))
+    again = d4pg.act(agent["actor"].state_dict(), 7, 20, 0.5)
+    np.testing.assert_array_equal(films, again[0])
+    greedy, _ = d4pg.act(agent["actor"].state_dict(), 8, 20, 0.0)
+    with torch.no_grad():
+        state = torch.cat([torch.eye(3)[greedy[:, 0]], torch.full((16, 1), 3.0)], dim=1)
+        assert greedy[:, 1].tolist() == log_policy(agent["actor"](state), torch.eye(3)).argmax(dim=1).tolist()
+    frames = d4pg.as_frames([(films, stars), again])
+    assert len(frames) == 2 * 16 * 20
+    t = frames.gather(torch.arange(20))
+    np.testing.assert_allclose(t.reward[:, 0], reward_of(stars[0, 1:]))
+
+
+def test_one_learner_learns_from_actors_that_play_with_older_weights(d4pg):
+    agent, under_way = d4pg.new_d4pg_agent(4, learning_rate=3e-3, **d4pg.TOY), {}
+
+    def start(weights, seed, noise):
+        under_way[seed] = d4pg.act(weights, seed, 30, noise)
+        return seed
+
+    met = d4pg.learn_from_actors(agent, start, lambda tickets: (tickets[0], under_way.pop(tickets[0])),
+                                 (0.1, 0.3, 0.5, 1.0), rounds=40, seed=4, gamma=GAMMA, tau=TAU, decay=0.7, n=1,
+                                 support=SUPPORT, behaviour_weight=0.02)
+    with torch.no_grad():
+        choice = agent["actor_target"](toy_states()).argmax(dim=1).numpy()
+    assert share_of_optimum(choice, GAMMA) >= 0.95
+    assert met["noise"].value_counts().tolist() == [10, 10, 10, 10] and len(under_way) == 4
+    brave, careful = (met[met["noise"] == noise]["mean stars"].tail(3).mean() for noise in (1.0, 0.1))
+    assert careful > brave

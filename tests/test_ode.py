@@ -1,0 +1,157 @@
+import math
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from helpers import networks
+from helpers.frames import Frames
+from helpers.lessons import load_lesson
+from helpers.networks import ODERNN, Actor
+
+F, E, H = 4, 3, 5
+YEAR = math.log(366)
+
+
+def encoder(steps=1, seed=0):
+    torch.manual_seed(seed)
+    return ODERNN(F, E, H, steps).double()
+
+
+def states(n, days, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    known = torch.randn(n, F * (E + 1), generator=generator, dtype=torch.float64)
+    return torch.cat([known, torch.as_tensor(days, dtype=torch.float64).expand(n, F)], dim=1)
+
+
+def linear(steps, seed=1):
+    """Return (encoder whose f is A·h, A, h, Δτ of each row)."""
+    ode, generator = encoder(steps), torch.Generator().manual_seed(seed)
+    a = torch.randn(H, H, generator=generator, dtype=torch.float64) / H ** 0.5 - torch.eye(H, dtype=torch.float64)
+    ode.f = lambda h: h @ a.T
+    h = torch.randn(7, H, generator=generator, dtype=torch.float64)
+    return ode, a, h, torch.linspace(0, 1.5, 7, dtype=torch.float64)[:, None]
+
+
+def error(steps):
+    ode, a, h, dt = linear(steps)
+    true = torch.stack([torch.linalg.matrix_exp(a * t) @ row for row, t in zip(h, dt, strict=True)])
+    return float((ode.evolve(h, dt) - true).abs().max())
+
+
+def test_solver_follows_a_linear_equation():
+    assert error(1) < 0.2 and error(32) < 1e-6
+
+
+def test_halving_the_step_divides_the_error_by_sixteen():
+    assert math.log2(error(8) / error(16)) == pytest.approx(4, abs=0.3)
+
+
+def test_each_row_flows_for_its_own_time():
+    ode, _, h, dt = linear(steps=2)
+    together = ode.evolve(h, dt)
+    for row in range(len(h)):
+        torch.testing.assert_close(ode.evolve(h[row:row + 1], dt[row:row + 1])[0], together[row])
+
+
+def test_no_time_changes_nothing():
+    h = torch.randn(6, H, dtype=torch.float64)
+    assert torch.equal(encoder().evolve(h, torch.zeros(6, 1, dtype=torch.float64)), h)
+
+
+def test_two_times_in_a_row_are_their_sum():
+    ode, h = encoder(steps=16), torch.randn(6, H, dtype=torch.float64)
+    a, b = torch.rand(2, 6, 1, dtype=torch.float64)
+    torch.testing.assert_close(ode.evolve(ode.evolve(h, a), b), ode.evolve(h, a + b), rtol=0, atol=1e-6)
+
+
+def test_two_halves_of_a_step_are_the_step_in_two():
+    one, two, h = encoder(steps=1), encoder(steps=2), torch.randn(6, H, dtype=torch.float64)
+    dt = torch.rand(6, 1, dtype=torch.float64)
+    torch.testing.assert_close(one.evolve(one.evolve(h, dt / 2), dt / 2), two.evolve(h, dt))
+
+
+def test_hidden_state_stays_between_minus_one_and_one():
+    ode = encoder()
+    for days in (0.0, 1.0, 30.0, 365.0):
+        assert all((h.abs() < 1).all() for pair in ode.path(states(50, days)) for h in pair)
+
+
+@pytest.mark.parametrize(("days", "tolerance"), [(1.0, 1e-4), (30.0, 0.01), (365.0, 0.1)])
+def test_one_step_of_the_solver_is_enough(days, tolerance):
+    torch.manual_seed(1)
+    h, dt = 2 * torch.rand(50, H, dtype=torch.float64) - 1, torch.full((50, 1), math.log1p(days) / YEAR).double()
+    assert (encoder(1).evolve(h, dt) - encoder(64).evolve(h, dt)).abs().max() < tolerance
+
+
+def test_states_without_times_have_a_day_between_ratings():
+    ode, with_days = encoder(), states(5, 1.0)
+    assert torch.equal(ode(with_days), ode(with_days[:, :-F]))
+
+
+def test_a_day_is_a_ninth_of_a_year():
+    ode, seen = encoder(), []
+    evolve = ode.evolve
+    ode.evolve = lambda h, dt: seen.append(float(dt[0, 0])) or evolve(h, dt)
+    ode(states(1, [0.0, 1.0, 30.0, 365.0]))
+    assert seen == pytest.approx([0, math.log(2) / YEAR, math.log(31) / YEAR, 1])
+
+
+def test_state_jumps_at_ratings_alone():
+    ode = encoder()
+    path = ode.path(states(3, 0.0))
+    assert torch.equal(path[0][0], torch.zeros(3, H, dtype=torch.float64))
+    for (_, after), (before, jumped) in pairwise(path):
+        assert torch.equal(before, after) and not torch.equal(jumped, before)
+
+
+def test_gradient_reaches_the_flow_through_the_solver():
+    ode, h = encoder(steps=4), torch.randn(2, H, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: ode.evolve(x, torch.ones(2, 1, dtype=torch.float64)), (h,))
+    ode.evolve(h, torch.ones(2, 1, dtype=torch.float64)).sum().backward()
+    assert ode.drift.weight.grad.abs().sum() > 0
+
+
+def test_solver_works_in_float32_under_autocast():
+    torch.manual_seed(0)
+    ode, state = ODERNN(F, E, H), states(5, 3.0).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        path = ode.path(state)
+    assert all(h.dtype == torch.float32 for pair in path for h in pair)
+
+
+def test_same_state_gives_the_same_answer():
+    torch.manual_seed(0)
+    actor, state = Actor(F, E, 8, encoder="ode").eval(), states(5, 2.0).float()
+    assert torch.equal(actor(state), actor(state))
+
+
+def test_hidden_items_keep_their_gaps():
+    torch.manual_seed(0)
+    actor = Actor(F, E, 8, encoder="ode", item_dropout=0.5).train()
+    seen = []
+    actor.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    actor(states(20, [1.0, 2.0, 3.0, 4.0]).float())
+    assert torch.equal(seen[0][:, -F:], torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(20, F))
+
+
+def test_reads_the_times_of_a_log():
+    log = pd.DataFrame({"user_id": 1, "item_id": [0, 1, 2, 0, 1, 2], "rating": 4.0,
+                        "timestamp": np.array([0, 0, 1, 31, 31, 40]) * 86_400})
+    make = dict(item_ids=np.arange(3), item_matrix=np.eye(3, dtype=np.float32), frame_size=F)
+    torch.manual_seed(0)
+    ode = ODERNN(F, E, H)
+    frames, timeless = Frames(log, **make, times=True), Frames(log, **make)
+    t = frames.gather(torch.arange(2))
+    assert t.state[:, -F:].tolist() == [[0, 0, 1, 30], [0, 1, 30, 0]]
+    assert torch.equal(t.state[1], t.next_state[0])
+    assert not torch.allclose(ode(t.state), ode(timeless.gather(torch.arange(2)).state), atol=1e-3)
+
+
+def test_lesson_shows_how_to_tell_a_network_the_time(monkeypatch):
+    monkeypatch.setattr(networks, "ENCODERS", dict(networks.ENCODERS))
+    encoder, state = load_lesson("08_ode").FlatGaps(F, E), states(2, [0.0, 1.0, 30.0, 365.0])
+    assert encoder.out_size == F * (E + 2) and torch.equal(encoder(state)[:, :-F], state[:, :-F])
+    assert encoder(state)[0, -F:].tolist() == pytest.approx([0, math.log(2) / YEAR, math.log(31) / YEAR, 1])

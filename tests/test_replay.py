@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+import torch
+
+from helpers.replay import Prioritised
+
+
+def drawn(replay, batch_size=1000, rounds=50):
+    counts = np.zeros(replay.n)
+    for _ in range(rounds):
+        index, _ = replay.sample(batch_size)
+        np.add.at(counts, index.numpy(), 1)
+    return counts / counts.sum()
+
+
+def test_at_first_every_transition_is_as_likely():
+    replay = Prioritised(7)
+    np.testing.assert_allclose(replay.probability(), np.full(7, 1 / 7))
+    np.testing.assert_allclose(drawn(replay), np.full(7, 1 / 7), atol=0.01)
+
+
+@pytest.mark.parametrize("n", [1, 5, 8, 1000])
+def test_draws_in_proportion_to_priorities(n):
+    replay = Prioritised(n, alpha=1.0, epsilon=0.0)
+    error = torch.arange(1, n + 1, dtype=torch.float32)
+    replay.update(torch.arange(n), -error)  # the sign of an error does not matter
+    expected = (error / error.sum()).numpy()
+    np.testing.assert_allclose(replay.probability(), expected)
+    np.testing.assert_allclose(drawn(replay), expected, atol=0.01)
+    assert replay.tree[1] == pytest.approx(error.sum().item())
+
+
+def test_what_has_no_priority_is_not_drawn_and_epsilon_keeps_all_alive():
+    replay = Prioritised(10, alpha=1.0, epsilon=0.0)
+    replay.update(torch.arange(10), torch.tensor([0.0] * 9 + [1.0]))
+    assert set(replay.sample(100)[0].tolist()) == {9}
+    alive = Prioritised(10, epsilon=0.01)
+    alive.update(torch.arange(10), torch.zeros(10))
+    assert (alive.probability() > 0).all()
+
+
+def test_weights_by_hand():
+    replay = Prioritised(2, alpha=1.0, beta=1.0, epsilon=0.0)
+    replay.update(torch.arange(2), torch.tensor([1.0, 3.0]))
+    index, weight = replay.sample(1000)
+    # 1 / (n·P): 1 / (2·¼) = 2 and 1 / (2·¾) = ⅔; divided by the largest: 1 and ⅓
+    assert weight.shape == (1000, 1)
+    np.testing.assert_allclose(weight[index == 0], 1)
+    np.testing.assert_allclose(weight[index == 1], 1 / 3, rtol=1e-6)
+
+
+def test_weights_undo_the_bias_of_the_draw():
+    replay = Prioritised(50, alpha=1.0, beta=1.0, epsilon=0.0)
+    replay.update(torch.arange(50), torch.arange(1.0, 51))
+    value = np.arange(50)
+    index, weight = replay.sample(100_000)
+    mean = (weight[:, 0].numpy() * value[index]).sum() / weight.sum().item()
+    assert mean == pytest.approx(value.mean(), rel=0.05)
+
+
+def test_resumes_to_the_same_draws_and_refuses_another_size():
+    replay = Prioritised(100, seed=1)
+    replay.update(torch.arange(100), torch.rand(100))
+    replay.sample(10)
+    again = Prioritised(100, seed=2)
+    again.load_state_dict(replay.state_dict())
+    for a, b in zip(replay.sample(64), again.sample(64), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match="priorities of 100 transitions for 99"):
+        Prioritised(99).load_state_dict(replay.state_dict())

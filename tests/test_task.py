@@ -1,0 +1,56 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers import datasets, evaluation, features, files, metadata, task
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch, raw):
+    """Return the folder of a small data set whose lessons 01 and 03 have been run."""
+    rng = np.random.default_rng(0)
+    rows = [(user, int(item), int(rng.integers(1, 6)), 1_000 * step)
+            for user in range(1, 41) for step, item in enumerate(rng.permutation(30)[:20])]
+    table = pd.DataFrame(rows, columns=["userId", "movieId", "rating", "timestamp"])
+    table["movieId"] += 1
+    movies = "movieId,title,genres\n" + "".join(f"{i},Film {i} (1990),Comedy\n" for i in range(1, 31))
+    folder = raw({"ratings.csv": table.to_csv(index=False), "movies.csv": movies})
+    monkeypatch.setattr(task, "data_dir", lambda dataset: files.data_dir(dataset, tmp_path))
+    home = files.data_dir(str(folder), tmp_path)
+    features.write_item_matrix(home / "embeddings.npz", np.arange(1, 31), rng.normal(size=(30, 4)).astype(np.float32))
+    infos = metadata.catalogue_infos(datasets.read_items(folder), pd.Series(range(1, 31)))
+    metadata.write_infos(home / "infos.json", infos)
+    return folder
+
+
+def test_users_kept_apart_are_in_no_transition_trained_on(home):
+    t = task.load_task(str(home), frame_size=5, share_apart=0.2)
+    assert len(t.apart.user_ids) == 8 and not set(t.apart.user_ids) & set(t.frames.user_ids)
+    assert set(t.apart.user_ids) | set(t.frames.user_ids) == set(t.history.user_ids)
+
+
+def test_nothing_held_out_is_trained_on_and_the_longer_history_has_validation_alone(home):
+    t = task.load_task(str(home), frame_size=5)
+    assert len(t.split.test) == len(t.split.valid) == 40
+    assert len(t.frames.item_idx) + len(t.apart.item_idx) == len(t.split.train) == len(t.history.item_idx) == 40 * 18
+    assert len(t.longer_history.item_idx) == 40 * 19
+    merged = evaluation.together(t.split.train, t.split.valid, t.split.test)
+    assert len(merged) == 800
+
+
+def test_watched_states_are_always_the_same_and_of_users_kept_apart(home):
+    t = task.load_task(str(home), frame_size=5)
+    assert (t.watched().state == t.watched().state).all() and len(t.watched(3).state) == 3
+    assert len(t.watched().state) == len(t.apart)
+
+
+def test_states_end_with_gaps_when_asked_to(home):
+    plain, timed = (task.load_task(str(home), frame_size=5, times=times) for times in (False, True))
+    assert timed.watched().state.shape[1] == plain.watched().state.shape[1] + 5
+    assert timed.history.gap is not None and plain.history.gap is None
+
+
+def test_a_missing_item_matrix_names_its_lesson(home, tmp_path):
+    (tmp_path / "data" / home.name / "embeddings.npz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"run notes/03_pca\.ipynb first"):
+        task.load_task(str(home), frame_size=5)
