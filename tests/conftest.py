@@ -43,3 +43,13 @@ def ratings():
 @pytest.fixture
 def frames(ratings, item_ids, item_matrix):
     return Frames(ratings, item_ids, item_matrix, frame_size=2)
+
+
+@pytest.fixture
+def twenty_users():
+    """Return transitions of 20 users with 15 ratings each, of 12 items: what agents are checked on."""
+    rng = np.random.default_rng(0)
+    n = 20 * 15  # users times ratings
+    ratings = pd.DataFrame({"user_id": np.repeat(np.arange(20), 15), "item_id": rng.integers(12, size=n),
+                            "rating": rng.integers(1, 11, size=n) / 2, "timestamp": np.arange(n)})
+    return Frames(ratings, np.arange(12), rng.normal(size=(12, 6)).astype(np.float32), frame_size=3)

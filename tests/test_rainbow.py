@@ -3,13 +3,10 @@
 import copy
 from functools import partial
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from helpers import toy
-from helpers.frames import Frames
 from helpers.lessons import load_lesson
 from helpers.losses import log_policy, mean_of, project
 from helpers.training import fit, load_policy, save_policy
@@ -25,12 +22,8 @@ def lesson():
 
 
 @pytest.fixture
-def frames():
-    rng = np.random.default_rng(0)
-    n = 20 * 15  # users times ratings
-    ratings = pd.DataFrame({"user_id": np.repeat(np.arange(20), 15), "item_id": rng.integers(12, size=n),
-                            "rating": rng.integers(1, 11, size=n) / 2, "timestamp": np.arange(n)})
-    return Frames(ratings, np.arange(12), rng.normal(size=(12, 6)).astype(np.float32), frame_size=3)
+def frames(twenty_users):
+    return twenty_users
 
 
 def new(lesson, frames, seed=0, **options):

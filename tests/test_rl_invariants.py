@@ -27,12 +27,8 @@ def ddpg():
 
 
 @pytest.fixture
-def frames():
-    rng = np.random.default_rng(0)
-    n = 20 * 15  # users times ratings
-    ratings = pd.DataFrame({"user_id": np.repeat(np.arange(20), 15), "item_id": rng.integers(12, size=n),
-                            "rating": rng.integers(1, 11, size=n) / 2, "timestamp": np.arange(n)})
-    return Frames(ratings, np.arange(12), rng.normal(size=(12, 6)).astype(np.float32), frame_size=3)
+def frames(twenty_users):
+    return twenty_users
 
 
 @pytest.fixture
