@@ -49,6 +49,37 @@ def together(*parts: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts).sort_values(["user_id", "timestamp"], kind="stable", ignore_index=True)
 
 
+def split_time(ratings: pd.DataFrame, share: float = 0.1, at_least: int = 10) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Cut the log at one moment for all: (the ratings before it, what was rated after it).
+
+    The last `share` of all ratings come after. Of these, only users with `at_least` earlier ratings are kept, and
+    only films they had not rated before.
+
+    Raises:
+        DataError: if nothing is left after the moment.
+    """
+    moment = ratings["timestamp"].sort_values(kind="stable").iloc[int((1 - share) * len(ratings))]
+    before, after = ratings[ratings["timestamp"] < moment], ratings[ratings["timestamp"] >= moment]
+    known = before["user_id"].value_counts()
+    after = after[after["user_id"].isin(known.index[known >= at_least])].drop_duplicates(["user_id", "item_id"])
+    seen = pd.MultiIndex.from_frame(before[["user_id", "item_id"]])
+    after = after[~pd.MultiIndex.from_frame(after[["user_id", "item_id"]]).isin(seen)]
+    if after.empty:
+        raise DataError(f"nobody with {at_least} ratings before the last {share:.0%} of the log rated anything new "
+                        f"after it: the protocol has no case")
+    return before.reset_index(drop=True), after.reset_index(drop=True)
+
+
+def in_turn(before: pd.DataFrame, held_out: pd.DataFrame) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
+    """Return (ratings up to then, cases) for the first, second, … held-out rating of each user.
+
+    Each case is so predicted from the true history before it.
+    """
+    position = held_out.groupby("user_id").cumcount()
+    return [(together(before, held_out[position < k]), held_out[position == k].reset_index(drop=True))
+            for k in range(position.max() + 1)]
+
+
 def mask_seen(scores: Tensor, history: Frames, user_ids: np.ndarray) -> Tensor:
     """Return scores (U, n_items) with −inf at every item in the user's log."""
     scores = torch.as_tensor(scores, dtype=torch.float32).clone()
@@ -93,6 +124,51 @@ def case_metrics(ranked: pd.DataFrame, k: int = 10) -> pd.DataFrame:
     hit = rank <= k
     return pd.DataFrame({f"NDCG@{k}": np.where(hit, 1 / np.log2(1 + rank), 0), f"HR@{k}": hit.astype(np.float64),
                          "MRR": 1 / rank, f"reward@{k}": hit * reward_of(ranked["rating"].to_numpy(np.float64))})
+
+
+def user_metrics(ranked: pd.DataFrame, k: int = 10, relevant: float | None = None) -> pd.DataFrame:
+    """Return one row a user, by user_id: the mean of `case_metrics` over the user's cases.
+
+    With `relevant` a user's rows are one case, a slate that may hit several films: those rated that much or more are
+    relevant, and users without any are left out. NDCG@k is the discounted sum over its hits, divided by that of the
+    best slate; HR@k is 1 if there is a hit; MRR is of the first relevant film; reward@k is the sum of 2·(rating − 2.5)
+    over all films of the slate that the user went on to rate, relevant or not.
+    """
+    cases = case_metrics(ranked, k).assign(user_id=ranked["user_id"].to_numpy())
+    if relevant is None:
+        return cases.groupby("user_id").mean()
+    good = (ranked["rating"] >= relevant).to_numpy()
+    hits = cases[good].groupby("user_id").agg({f"NDCG@{k}": "sum", f"HR@{k}": "max", "MRR": "max"})
+    best = np.cumsum(1 / np.log2(np.arange(2, k + 2)))
+    hits[f"NDCG@{k}"] /= best[cases[good].groupby("user_id").size().clip(upper=k) - 1]
+    return hits.join(cases.groupby("user_id")[f"reward@{k}"].sum())
+
+
+def slates_of(recommend: Recommender, history: Frames, user_ids: np.ndarray, k: int = 10,
+              batch_size: int = 1024) -> np.ndarray:
+    """Return (U, k) rows of the item matrix: the best-scored unseen items of each user."""
+    slates = []
+    for first in range(0, len(user_ids), batch_size):
+        some = user_ids[first:first + batch_size]
+        with torch.no_grad():
+            slates.append(mask_seen(recommend(history, some), history, some).topk(k).indices.cpu().numpy())
+    return np.concatenate(slates)
+
+
+def slate_metrics(slates: np.ndarray, likeness: np.ndarray, train: pd.DataFrame,
+                  item_ids: np.ndarray) -> dict[str, float]:
+    """Return what slates (U, k) are like, whoever hits: coverage, diversity, novelty.
+
+    coverage: share of the catalogue on at least one slate. diversity: 1 − mean cosine of the `likeness` (n_items, d) of
+    two items of a slate. novelty: mean −log2 of the share of users in `train` who rated an item, in bits; an item that
+    nobody rated counts as rated by one.
+    """
+    v = likeness / np.maximum(np.linalg.norm(likeness, axis=1, keepdims=True), 1e-12)
+    chosen, k = v[slates], slates.shape[1]
+    alike = (np.square(chosen.sum(axis=1)).sum(axis=1) - np.square(chosen).sum(axis=(1, 2))) / (k * (k - 1))
+    raters = train.groupby("item_id")["user_id"].nunique().reindex(item_ids).fillna(1).to_numpy()
+    return {"coverage": len(np.unique(slates)) / len(item_ids), "diversity": float(1 - alike.mean()),
+            "novelty": float(-np.log2(raters[slates] / train["user_id"].nunique()).mean())}
 
 
 def bootstrap(values: np.ndarray, n: int = 2000, seed: int = 0) -> tuple[float, float]:
@@ -166,6 +242,27 @@ def observed_returns(frames: Frames, gamma: float) -> tuple[Tensor, Tensor]:
         left[row] = 1 + (left[row + 1] if goes_on else 0)
     actions = start + frames.frame_size
     return torch.as_tensor(total[actions], dtype=torch.float32), torch.as_tensor(left[actions])
+
+
+@torch.no_grad()
+def promised_and_observed(value: Callable[[Tensor, Tensor], Tensor], frames: Frames, gamma: float, at_least: int = 30,
+                          choose: Callable[[Tensor], Tensor] | None = None) -> pd.DataFrame:
+    """Return what a critic promises for logged actions beside what their users really gave from there on.
+
+    Args:
+        value: state (B, …), action (B, E) → (B, 1).
+        at_least: steps still to come for a return to count as observed: 0.9 to the power of 30 is 4 %.
+        choose: state → action (B, E) of the policy's own, for a column `own` with its promise.
+
+    Returns:
+        `promised`, `observed` (and `own`), indexed by transition.
+    """
+    observed, left = observed_returns(frames, gamma)
+    index = torch.nonzero(left >= at_least)[:, 0]
+    t = frames.gather(index)
+    answers = {"promised": t.action} | ({} if choose is None else {"own": choose(t.state)})
+    columns = {name: value(t.state, action)[:, 0].float().cpu() for name, action in answers.items()}
+    return pd.DataFrame({**columns, "observed": observed[index]}, index=index.numpy())
 
 
 def policy_recommender(actor: Callable[[Tensor], Tensor]) -> Recommender:

@@ -13,6 +13,9 @@ from sklearn.preprocessing import normalize
 
 from helpers.files import DataError, need, replacing, shown
 
+LISTS = ("genres", "production_companies", "production_countries", "spoken_languages")
+FACTS = ("release_year", "runtime", "budget", "revenue")
+
 
 def label_encode(values: Iterable) -> dict:
     """Number the distinct values from the most frequent (0) on; ties in alphabetical order.
@@ -126,6 +129,59 @@ def pca(matrix: np.ndarray, n: int, whiten: bool, seed: int = 0) -> tuple[np.nda
     empty = fitted.explained_variance_ <= 1e-10 * max(fitted.explained_variance_.max(), 1e-300)
     projected = np.where(empty, 0, projected * signs)
     return np.pad(projected, ((0, 0), (0, n - kept))).astype(np.float32), fitted
+
+
+def votes_of(ratings: pd.DataFrame, item_ids: np.ndarray) -> pd.DataFrame:
+    """Return, for each of `item_ids`, log(1 + votes) and the mean vote with five overall means added.
+
+    `ratings` must be the training part alone.
+    """
+    votes = ratings.groupby("item_id")["rating"].agg(["size", "sum"]).reindex(item_ids).fillna(0)
+    return pd.DataFrame({"vote_count": np.log1p(votes["size"]),
+                         "vote_average": (votes["sum"] + 5 * ratings["rating"].mean()) / (votes["size"] + 5)})
+
+
+def behaviour(ratings: pd.DataFrame, item_ids: np.ndarray, window: int = 5, co_rating_size: int = 96,
+              user_size: int = 64, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return two blocks of who rated what, rows in the order of `item_ids`: by co-ratings, and by users.
+
+    `ratings` must be the training part alone. An item it does not have gets the mean of the others.
+    """
+    both = {"co-ratings": reduce(co_ratings(ratings, item_ids, window), co_rating_size, seed),
+            "users": reduce(user_item(ratings, item_ids), user_size, seed)}
+    unrated = ~np.isin(item_ids, ratings["item_id"])
+    for block in both.values():
+        block[unrated] = block[~unrated].mean(axis=0)
+    return both
+
+
+def content_blocks(infos: dict[int, dict], vectors: dict[int, np.ndarray], text_size: int = 128, list_size: int = 128,
+                   seed: int = 0) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
+    """Return (blocks of text and of lists, numerical facts): what is known of items that nobody has rated.
+
+    Args:
+        infos: {item_id: facts}, whose order is that of the rows.
+        vectors: {item_id: vector of its text}.
+    """
+    text, _ = pca(np.stack([vectors[item_id] for item_id in infos]), text_size, whiten=False)
+    lists = {field: [info[field] for info in infos.values()] for field in LISTS}
+    hot = sparse.hstack([multi_hot(rows, label_encode(value for row in rows for value in row))
+                         for rows in lists.values()]).tocsr()
+    facts = pd.DataFrame({field: [info[field] for info in infos.values()] for field in FACTS}, index=list(infos),
+                         dtype=np.float64).dropna(axis=1, how="all")
+    return {"text": text, "lists": reduce(hot, min(list_size, hot.shape[1] - 1), seed)}, facts
+
+
+def item_matrix(ratings: pd.DataFrame, infos: dict[int, dict], vectors: dict[int, np.ndarray],
+                embed_size: int = 128) -> np.ndarray:
+    """Return the item matrix (n_items, embed_size) of lesson 03 for any training part, rows in the order of `infos`.
+
+    `ratings` must be the training part alone: whoever cuts a log otherwise has to count anew.
+    """
+    blocks, facts = content_blocks(infos, vectors)
+    ids = np.array(list(infos))
+    blocks |= {"numbers": standardise(facts.join(votes_of(ratings, ids)).to_numpy()), **behaviour(ratings, ids)}
+    return pca(joined(blocks, {"numbers": 0.3}), embed_size, whiten=True)[0]
 
 
 def write_item_matrix(path: Path, ids: np.ndarray, matrix: np.ndarray) -> None:

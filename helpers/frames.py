@@ -53,7 +53,7 @@ class Frames(torch.utils.data.Dataset):
     """All transitions of all users' logs, made on the fly: an index of windows, nothing materialised.
 
     A user's log of n ratings gives max(n − frame_size, 0) transitions, in the order of time. Kept in memory:
-    9 bytes a rating, 4 a transition, and the item matrix. To split by user, give the ratings of some users.
+    10 bytes a rating, 4 a transition, and the item matrix. To split by user, give the ratings of some users.
     To split by time, train on the ratings before a moment and test with all ratings and `since` that moment:
     a test state then reaches back into the past, and no training transition into the future.
 
@@ -124,6 +124,9 @@ class Frames(torch.utils.data.Dataset):
         self.rating = torch.as_tensor(rating, device=device)          # (n_ratings,)
         self.is_last = torch.as_tensor(is_last, device=device)        # (n_ratings,) last of its user's log
         self.start = torch.as_tensor(start, device=device)            # (n,) first of a window
+        self.tied = torch.zeros(len(users), dtype=torch.bool)         # (n_ratings,) of the second of the one before
+        self.tied[1:] = torch.as_tensor((when[1:] == when[:-1]) & ~is_last[:-1])
+        self.in_order: tuple[Tensor, Tensor] | None = None
         self.gap = None
         if times:
             days = np.diff(when, prepend=when[:1]) / 86_400
@@ -172,6 +175,24 @@ class Frames(torch.utils.data.Dataset):
         fill = _fill_in_parallel if torch.get_num_threads() > 1 and n > ALONE else _fill_rows
         fill(0, n, index.numpy(), *log, self.frame_size, *arrays)
         return self._memory.lend(arrays)
+
+    def shuffle_ties(self, seed: int | None) -> None:
+        """Put ratings that share a user and a second in another order, the same for a seed; None: as they came.
+
+        That order is arbitrary (in ML-100K half of the ratings share their second), so any is as true as the file's.
+        The transitions keep their numbers and change what they hold. To go back, 8 bytes a rating are kept.
+        """
+        if self.in_order is None:
+            if seed is None:
+                return
+            self.in_order = self.item_idx.clone(), self.rating.clone()
+        item_idx, rating = self.in_order
+        order = torch.arange(len(rating))
+        if seed is not None:
+            second = (~self.tied).cumsum(0).numpy()
+            order = torch.as_tensor(np.lexsort((np.random.default_rng(seed).random(len(second)), second)))
+        self.item_idx.copy_(item_idx[order.to(self.device)])
+        self.rating.copy_(rating[order.to(self.device)])
 
     def log_hash(self) -> str:
         """Return the sha256 of which items were rated how, and which windows are transitions."""

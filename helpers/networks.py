@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torchdiffeq import odeint
 
 from helpers.frames import gaps, unflatten
 
@@ -185,8 +184,14 @@ class ODERNN(nn.Module):
 
     def evolve(self, h: Tensor, dt: Tensor) -> Tensor:
         """Return h (B, H) as it is dt (B, 1) later, if nothing is rated in between."""
-        s = torch.linspace(0, 1, self.steps + 1, dtype=h.dtype, device=h.device)
-        return odeint(lambda _, h: dt * self.f(h), h, s, method="rk4")[-1]
+        step = dt / self.steps
+        for _ in range(self.steps):
+            k1 = self.f(h)
+            k2 = self.f(h + step / 2 * k1)
+            k3 = self.f(h + step / 2 * k2)
+            k4 = self.f(h + step * k3)
+            h = h + step / 6 * (k1 + 2 * (k2 + k3) + k4)
+        return h
 
     def path(self, state: Tensor) -> list[tuple[Tensor, Tensor]]:
         """state (B, F·(E+1), and F gaps) → F pairs: h (B, H) float32 just before each rating and just after it."""
@@ -209,6 +214,16 @@ ENCODERS = {"flat": Flat, "drr-p": DRRp, "drr-u": DRRu, "drr-ave": DRRave, "atte
             "ode": ODERNN}
 
 
+def hide_items(state: Tensor, frame_size: int, embed_size: int, share: float) -> tuple[Tensor, Tensor]:
+    """Return (items (B, F, E), state (B, …)) with a random share of each frame's items gone, ratings and all."""
+    v, rating = unflatten(state, frame_size, embed_size)
+    if share:
+        kept = torch.rand_like(rating) >= share
+        v, rating = v * kept[:, :, None], rating * kept
+        state = torch.cat([v.flatten(1), rating, state[:, frame_size * (embed_size + 1):]], dim=1)
+    return v, state
+
+
 class Actor(nn.Module):
     """π: state → proto-action, a learnt mix of the frame's own items plus what a small network adds.
 
@@ -222,7 +237,7 @@ class Actor(nn.Module):
     """
 
     def __init__(self, frame_size: int = 10, embed_size: int = 128, hidden_size: int = 256, encoder: str = "flat",
-                 dropout: float = 0.5, item_dropout: float = 0.2):
+                 dropout: float = 0.5, item_dropout: float = 0.3):
         super().__init__()
         self.config = dict(frame_size=frame_size, embed_size=embed_size, hidden_size=hidden_size, encoder=encoder,
                            dropout=dropout, item_dropout=item_dropout)
@@ -237,12 +252,8 @@ class Actor(nn.Module):
 
     def forward(self, state: Tensor) -> Tensor:
         """state (B, F·(E+1)) → proto_action (B, E)."""
-        v, rating = unflatten(state, self.frame_size, self.embed_size)
-        if self.training and self.item_dropout:
-            kept = torch.rand_like(rating) >= self.item_dropout
-            v, rating = v * kept[:, :, None], rating * kept
-            state = torch.cat([v.flatten(1), rating, state[:, self.frame_size * (self.embed_size + 1):]], dim=1)
-        return self.body(self.encoder(state)) + self.gain * torch.einsum("bfe,f->be", v, self.mix)
+        items, state = hide_items(state, self.frame_size, self.embed_size, self.item_dropout * self.training)
+        return self.body(self.encoder(state)) + self.gain * torch.einsum("bfe,f->be", items, self.mix)
 
 
 class Joint(nn.Linear):
@@ -269,23 +280,29 @@ class Critic(nn.Module):
 
     Args:
         n_atoms: 1 for a value; else the logits of a distribution over that many returns (Bellemare et al. 2017).
+        dropout: of hidden units while training.
     """
 
     def __init__(self, frame_size: int = 10, embed_size: int = 128, hidden_size: int = 256, encoder: str = "flat",
-                 n_atoms: int = 1):
+                 n_atoms: int = 1, dropout: float = 0.0):
         super().__init__()
         self.config = dict(frame_size=frame_size, embed_size=embed_size, hidden_size=hidden_size, encoder=encoder,
-                           n_atoms=n_atoms)
+                           n_atoms=n_atoms, dropout=dropout)
         self.encoder = ENCODERS[encoder](frame_size, embed_size)
         self.enter = Joint(self.encoder.out_size, embed_size, hidden_size)
         self.body = nn.Sequential(
-            nn.LayerNorm(hidden_size), nn.GELU(),
-            nn.Linear(hidden_size, hidden_size), nn.LayerNorm(hidden_size), nn.GELU(),
+            nn.LayerNorm(hidden_size), nn.GELU(), nn.Dropout(dropout),
+            nn.Linear(hidden_size, hidden_size), nn.LayerNorm(hidden_size), nn.GELU(), nn.Dropout(dropout),
             nn.Linear(hidden_size, n_atoms))
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
         """state (B, F·(E+1)), action (B, E) → value (B, 1), or logits (B, n_atoms)."""
         return self.body(self.enter(self.encoder(state), action))
+
+    def among(self, state: Tensor, actions: Tensor) -> Tensor:
+        """state (B, F·(E+1)), actions (B, k, E) → values (B, k), or logits (B, k, n_atoms); a state is read once."""
+        answer = self.body(self.enter(self.encoder(state)[:, None], actions))
+        return answer[..., 0] if answer.shape[2] == 1 else answer
 
 
 class NoisyLinear(nn.Module):
@@ -336,7 +353,7 @@ class Rainbow(Actor):
 
     def __init__(self, frame_size: int = 10, embed_size: int = 128, hidden_size: int = 256, encoder: str = "flat",
                  n_atoms: int = 51, dueling: bool = True, noisy: bool = True, dropout: float = 0.5,
-                 item_dropout: float = 0.2):
+                 item_dropout: float = 0.3):
         super().__init__(frame_size, embed_size, hidden_size, encoder, dropout, item_dropout)
         self.config |= dict(n_atoms=n_atoms, dueling=dueling, noisy=noisy)
         self.dueling, linear = dueling, NoisyLinear if noisy else nn.Linear
@@ -367,16 +384,6 @@ class Rainbow(Actor):
     def forward(self, state: Tensor) -> Tensor:
         """state (B, F·(E+1)) → u (B, E): the greater an item's dot product with it, the more it is worth."""
         return self.heads(state)[0]
-
-
-def hide_items(state: Tensor, frame_size: int, embed_size: int, share: float) -> tuple[Tensor, Tensor]:
-    """Return (items (B, F, E), state (B, …)) with a random share of each frame's items gone, ratings and all."""
-    v, rating = unflatten(state, frame_size, embed_size)
-    if share:
-        kept = torch.rand_like(rating) >= share
-        v, rating = v * kept[:, :, None], rating * kept
-        state = torch.cat([v.flatten(1), rating, state[:, frame_size * (embed_size + 1):]], dim=1)
-    return v, state
 
 
 POLICIES = {"Actor": Actor, "Rainbow": Rainbow}  # what a saved policy can be

@@ -31,11 +31,18 @@ def toy_states(n_films: int = 3) -> Tensor:
     return torch.cat([torch.eye(n_films), torch.full((n_films, 1), 3.0)], dim=1)
 
 
-def solve(reward: np.ndarray, gamma: float) -> np.ndarray:
-    """Return the optimal Q (seen, next) by value iteration."""
+def solve(reward: np.ndarray, gamma: float, n: int = 1, behaviour: np.ndarray | None = None) -> np.ndarray:
+    """Return the Q (seen, next) that n-step targets settle at, by value iteration; n = 1 is the optimal one.
+
+    behaviour (seen, next): how likely the people of the log chose in the n − 1 steps between; by default evenly.
+    """
+    beta = np.full_like(reward, 1 / len(reward)) if behaviour is None else behaviour
     q = np.zeros_like(reward)
     for _ in range(500):
-        q = reward + gamma * q.max(axis=1)
+        value = q.max(axis=1)
+        for _ in range(n - 1):
+            value = (beta * (reward + gamma * value)).sum(axis=1)
+        q = reward + gamma * value
     return q
 
 

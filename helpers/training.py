@@ -101,7 +101,7 @@ def autocast(device: str | torch.device) -> torch.autocast:
 def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[str, Any], *, batch_size: int,
         max_steps: int, watch: Callable[[int], dict[str, float]] | None = None, log_every: int = 10,
         safe_every: int = 200, log: Log | None = None, seed: int = 0, desc: str = "fit",
-        sample: Callable[[int], Any] | None = None, limit: float = 1e6, bf16: bool = True,
+        sample: Callable[[int], Any] | None = None, shuffle_ties: bool = False, limit: float = 1e6, bf16: bool = True,
         checkpoint: Path | None = None) -> pd.DataFrame:
     """Call `update` on shuffled batches, epoch after epoch, for `max_steps` steps.
 
@@ -112,6 +112,7 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
         log_every: steps between two logged rows.
         safe_every: least steps between two copies of `parts`, to go back to if training fails.
         sample: batch_size → what is handed to `update`; by default each transition once an epoch, shuffled.
+        shuffle_ties: with every pass over the log, put ratings of one second in another order (see `Frames`).
         limit: no logged number may be larger; rewards of −4 … 5 discounted by 0.99 make returns of at most 500.
         bf16: let `autocast` decide how matrices are multiplied; False keeps to float32.
         checkpoint: file to keep the last copy in. A run that was stopped goes on from there, to the same end as if
@@ -125,10 +126,13 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
             written; `parts` are as in their last copy.
     """
     everything = parts | ({} if log is None else {"log": log})
-    run = _identity(update, frames, batch_size=batch_size, seed=seed, desc=desc, sampled=sample is not None)
+    frames.shuffle_ties(None)
+    run = _identity(update, frames, batch_size=batch_size, seed=seed, desc=desc, sampled=sample is not None,
+                    shuffle_ties=shuffle_ties)
     safe_step, rows, safe = _resume(checkpoint, run, everything)
     batches = (sample(batch_size) for _ in count()) if sample is not None else islice(chain.from_iterable(
         frames.sample(batch_size, seed=1000 * seed + epoch) for epoch in count()), safe_step, None)
+    first, per_pass = safe_step + 1, -(-len(frames) // batch_size)
     bar = tqdm(total=max_steps, initial=safe_step, desc=desc, unit="step", leave=False)
 
     def stop(step: int, reason: str, advice: str) -> TrainingError:
@@ -137,7 +141,9 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
             restore(everything, safe)
         return TrainingError(f"step {step}: {reason}; all parts are back at step {safe_step}. {advice}")
 
-    for step, batch in zip(range(safe_step + 1, max_steps + 1), batches, strict=False):
+    for step, batch in zip(range(first, max_steps + 1), batches, strict=False):
+        if shuffle_ties and (step == first or (step - 1) % per_pass == 0):
+            frames.shuffle_ties(1000 * seed + (step - 1) // per_pass)
         with autocast(frames.device) if bf16 else contextlib.nullcontext():
             scalars = update(batch)
         bar.update()
@@ -176,6 +182,7 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
                                "Make room; the same call goes on from there") from error
             safe, safe_step = copied, step
     bar.close()
+    frames.shuffle_ties(None)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return pd.DataFrame(rows).set_index("step")

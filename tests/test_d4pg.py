@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import training
 from helpers.frames import reward_of
 from helpers.lessons import load_lesson
 from helpers.losses import log_policy, mean_item, mean_of, n_step
@@ -109,17 +108,6 @@ def test_4_a_log_that_ends_is_bootstrapped_through_and_never_into_another_user(d
     assert surprise.item() != stopped.item()
 
 
-def test_5_targets_are_exactly_the_polyak_mix_and_moved(d4pg, agent, frames):
-    for _ in range(2):  # from the second step on, source and target differ
-        before = {name: copy.deepcopy(agent[f"{name}_target"]) for name in ("actor", "critic")}
-        step(d4pg, agent, frames)
-    for name, old in before.items():
-        rows = zip(agent[f"{name}_target"].parameters(), old.parameters(), agent[name].parameters(), strict=True)
-        for new_target, was, source in rows:
-            torch.testing.assert_close(new_target, (1 - TAU) * was + TAU * source, rtol=1e-6, atol=1e-7)
-        assert not same(agent[f"{name}_target"], old)
-
-
 def test_6_the_behaviour_term_lowers_its_own_loss(d4pg, agent, frames):
     first = step(d4pg, agent, frames, value_weight=0.0)["loss/behaviour"].item()
     for _ in range(50):
@@ -156,21 +144,6 @@ def test_the_weights_weigh_the_critics_loss(d4pg, agent, frames):
     weights = torch.linspace(0.1, 1, 8)[:, None]
     loss = step(d4pg, agent, frames, (index, weights))["loss/critic"]
     torch.testing.assert_close(loss.detach(), (weights[:, 0] * surprise).mean())
-
-
-def test_10_a_saved_agent_resumes_to_the_identical_next_draw_and_step(d4pg, frames, tmp_path):
-    agent = new(d4pg, frames, dropout=0.5)  # with dropout: random numbers must resume too
-    for _ in range(5):
-        step(d4pg, agent, frames, agent["replay"].sample(64))
-    training.save_policy(tmp_path / "policy.pt", agent["actor_target"], agent, support=SUPPORT.tolist())
-    step(d4pg, agent, frames, agent["replay"].sample(64))
-    again = new(d4pg, frames, seed=1, dropout=0.5)
-    _, checkpoint = training.load_policy(tmp_path / "policy.pt")
-    training.restore(again, checkpoint["parts"])
-    step(d4pg, again, frames, again["replay"].sample(64))
-    for name in ("actor", "critic", "actor_target", "critic_target"):
-        assert same(agent[name], again[name]), name
-    assert torch.equal(agent["replay"].probability(), again["replay"].probability())
 
 
 def test_actors_play_the_world_as_it_is_the_same_for_a_seed(d4pg):

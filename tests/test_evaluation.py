@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import ndcg_score
 
 from helpers import evaluation
 from helpers.evaluation import (
@@ -302,6 +303,77 @@ def test_observed_returns_by_hand_and_never_across_users(frames):
     # rewards of the transitions: user 1: 5, 0, 1, −2; user 2: 2; user 7: −1, −4
     assert total.tolist() == [5 + 0 + 1 / 4 - 2 / 8, 0 + 1 / 2 - 2 / 4, 1 - 2 / 2, -2, 2, -1 - 4 / 2, -4]
     assert left.tolist() == [4, 3, 2, 1, 1, 2, 1]
+
+
+def test_promises_stand_beside_the_returns_of_the_same_transitions(frames):
+    def value(state, action):
+        return state[:, :1] + 10 * action[:, :1]
+
+    told = evaluation.promised_and_observed(value, frames, 0.5, at_least=2, choose=lambda state: -state[:, :3])
+    total, left = evaluation.observed_returns(frames, 0.5)
+    t = frames.gather(torch.arange(len(frames)))
+    assert told.index.tolist() == [i for i, n in enumerate(left.tolist()) if n >= 2] and len(told) > 1
+    for i, row in told.iterrows():
+        assert row["observed"] == total[i].item()
+        assert row["promised"] == pytest.approx(value(t.state, t.action)[i].item(), rel=1e-6)
+        assert row["own"] == pytest.approx(value(t.state, -t.state[:, :3])[i].item(), rel=1e-6)
+    assert "own" not in evaluation.promised_and_observed(value, frames, 0.5, at_least=2)
+
+
+def test_a_cut_in_time_is_one_moment_for_all_and_keeps_what_is_new_to_a_known_user():
+    log = pd.DataFrame([(1, item, 4.0, item) for item in range(10)] + [(2, 0, 3.0, 5)]
+                       + [(1, 3, 5.0, 90), (1, 50, 5.0, 91), (1, 50, 2.0, 92), (2, 51, 5.0, 93), (3, 52, 5.0, 94)],
+                       columns=["user_id", "item_id", "rating", "timestamp"]).sort_values(["user_id", "timestamp"])
+    before, after = evaluation.split_time(log, share=5 / 16, at_least=10)
+    assert before["timestamp"].max() < 90 and len(before) == 11
+    assert after[["user_id", "item_id", "rating"]].to_numpy().tolist() == [[1, 50, 5.0]]  # 3 is known, users 2, 3 new
+    with pytest.raises(DataError, match="nobody with 100 ratings before the last 31% of the log"):
+        evaluation.split_time(log, share=5 / 16, at_least=100)
+
+
+def test_held_out_ratings_are_asked_in_turn_with_the_true_history_before_each(log):
+    split = evaluation.split_last(log, 2, 2)
+    turns = evaluation.in_turn(evaluation.together(split.train, split.valid), split.test)
+    assert len(turns) == 2
+    for number, (history, cases) in enumerate(turns):
+        for case in cases.itertuples():
+            whole = log.loc[log["user_id"] == case.user_id, "item_id"].tolist()
+            known = history.loc[history["user_id"] == case.user_id, "item_id"].tolist()
+            assert [*known, case.item_id] == whole[:len(whole) - 1 + number]
+
+
+def test_metrics_of_a_slate_with_several_hits_by_hand():
+    ranked = pd.DataFrame({"user_id": [1, 1, 1, 1, 2, 3], "rating": [5.0, 4.0, 2.0, 4.5, 5.0, 3.0],
+                           "rank": [1, 3, 2, 40, 11, 1]})
+    metrics = evaluation.user_metrics(ranked, relevant=4.0)
+    best = 1 + 1 / np.log2(3) + 1 / 2  # three relevant films at the ranks 1, 2, 3
+    assert metrics.index.tolist() == [1, 2]  # user 3 has nothing relevant
+    assert metrics.loc[1].tolist() == pytest.approx([(1 + 1 / 2) / best, 1, 1, 5 + 3 - 1])
+    assert metrics.loc[2].tolist() == pytest.approx([0, 0, 1 / 11, 0])
+    plain = evaluation.user_metrics(ranked)
+    assert plain.loc[1, "HR@10"] == 3 / 4 and plain.index.tolist() == [1, 2, 3]
+
+
+def test_ndcg_of_many_hits_is_scikit_learns():
+    scores = np.random.default_rng(0).permutation(30).astype(float)
+    relevant = np.random.default_rng(1).choice(30, 13, replace=False)
+    rank = (scores[:, None] <= scores).sum(axis=1)[relevant]
+    ranked = pd.DataFrame({"user_id": 1, "rating": 5.0, "rank": rank})
+    truth = np.isin(np.arange(30), relevant)[None].astype(float)
+    assert evaluation.user_metrics(ranked, relevant=4.0).loc[1, "NDCG@10"] == \
+        pytest.approx(ndcg_score(truth, scores[None], k=10))
+
+
+def test_what_slates_are_like_by_hand(frames, item_ids):
+    train = pd.DataFrame({"user_id": [1, 2, 3, 4], "item_id": [50, 50, 50, 10], "rating": 4.0, "timestamp": 0})
+    likeness = np.array([[1.0, 0], [2, 0], [0, 3], [0, 0], [1, 1]])
+    slates = np.array([[0, 1], [0, 2]])
+    like = evaluation.slate_metrics(slates, likeness, train, item_ids)
+    assert like["coverage"] == 3 / 5 and like["diversity"] == pytest.approx((0 + 1) / 2)
+    assert like["novelty"] == pytest.approx(-(2 * np.log2(3 / 4) + 2 * np.log2(1 / 4)) / 4)
+    seen = evaluation.slates_of(lambda history, users: torch.arange(5.0).expand(len(users), 5), frames,
+                                frames.user_ids[2:3], k=3, batch_size=1)
+    assert seen.tolist() == [[4, 1, 0]]  # user 5 has seen items 20 and 40, rows 3 and 2
 
 
 def test_compare_averages_seeds_and_differences_are_paired(frames, tmp_path):

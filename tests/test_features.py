@@ -3,7 +3,9 @@ import pandas as pd
 import pytest
 
 from helpers.features import (
+    behaviour,
     co_ratings,
+    item_matrix,
     joined,
     label_encode,
     multi_hot,
@@ -13,6 +15,7 @@ from helpers.features import (
     reduce,
     standardise,
     user_item,
+    votes_of,
     write_item_matrix,
 )
 from helpers.files import DataError
@@ -224,3 +227,21 @@ def test_nearest_goes_by_angle_best_first():
 
 def test_nearest_to_nothing_is_no_number_but_zero():
     assert nearest(np.eye(2), np.zeros(2), 2)[1].tolist() == [0, 0]
+
+
+def test_an_item_matrix_reads_the_training_part_alone():
+    rng = np.random.default_rng(0)
+    infos = {i: {"genres": [["Drama", "Comedy", "War", "Crime"][i % 4]], "production_companies": [],
+                 "production_countries": [], "spoken_languages": [], "release_year": 1980 + i, "runtime": None,
+                 "budget": None, "revenue": None} for i in range(40)}
+    vectors = {i: rng.normal(size=20).astype(np.float32) for i in infos}
+    log = pd.DataFrame({"user_id": np.repeat(np.arange(30), 12), "item_id": rng.integers(0, 39, 360),
+                        "rating": rng.integers(1, 6, 360).astype(float), "timestamp": np.tile(np.arange(12), 30)})
+    train = log[log["timestamp"] < 9]
+    matrix = item_matrix(train, infos, vectors, 8)
+    assert matrix.shape == (40, 8) and np.isfinite(matrix).all()
+    assert not np.allclose(item_matrix(log, infos, vectors, 8), matrix, atol=1e-2)
+    votes = votes_of(train, np.arange(40))
+    assert votes.loc[39, "vote_count"] == 0 and votes.loc[39, "vote_average"] == pytest.approx(train["rating"].mean())
+    blocks = behaviour(train, np.arange(40), user_size=4, co_rating_size=6)
+    assert {name: block.shape for name, block in blocks.items()} == {"co-ratings": (40, 6), "users": (40, 4)}

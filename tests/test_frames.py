@@ -610,3 +610,41 @@ def test_a_batch_is_converted_once_for_all_under_autocast_alone(frames):
         half = multiplied(t)
     assert half.state.dtype == half.next_state.dtype == half.action.dtype == torch.bfloat16
     assert half.reward is t.reward and half.done is t.done
+
+
+@pytest.fixture
+def tied(item_ids, item_matrix):
+    log = pd.DataFrame({"user_id": [1] * 7 + [2] * 4, "item_id": [10, 20, 30, 40, 50, 10, 20, 30, 40, 50, 10],
+                        "rating": np.arange(1, 12) / 2 % 5, "timestamp": [0, 0, 0, 1, 1, 2, 3, 3, 3, 4, 4]})
+    return log, Frames(log, item_ids, item_matrix, frame_size=2)
+
+
+def test_ties_are_shuffled_inside_a_users_second_alone_and_with_their_ratings(tied):
+    log, frames = tied
+    seconds = log.groupby(["user_id", "timestamp"], sort=False).indices.values()
+    pairs = set(zip(frames.item_idx.tolist(), frames.rating.tolist(), strict=True))
+    before, orders = frames.item_idx.clone(), set()
+    for seed in range(40):
+        frames.shuffle_ties(seed)
+        assert set(zip(frames.item_idx.tolist(), frames.rating.tolist(), strict=True)) == pairs
+        for rows in seconds:
+            assert sorted(frames.item_idx[rows].tolist()) == sorted(before[rows].tolist())
+        orders.add(tuple(frames.item_idx[:3].tolist()))
+    assert len(orders) == 6  # every order of three is met
+    frames.shuffle_ties(7)
+    once = frames.item_idx.clone()
+    frames.shuffle_ties(3), frames.shuffle_ties(7)
+    assert torch.equal(frames.item_idx, once)
+
+
+def test_ties_go_back_to_the_order_they_came_in_and_batches_follow(tied):
+    _, frames = tied
+    everything, hashed = torch.arange(len(frames)), frames.log_hash()
+    before = frames.gather(everything)
+    frames.shuffle_ties(1)
+    assert not torch.equal(frames.gather(everything).state, before.state) and frames.log_hash() != hashed
+    t, later = frames.gather(everything), frames.next_items(everything, 1)[:, 0]
+    assert torch.equal(t.action, frames.items[later])
+    assert torch.equal(t.next_state[:-1][t.done[:-1, 0] == 0], t.state[1:][t.done[:-1, 0] == 0])
+    frames.shuffle_ties(None)
+    assert torch.equal(frames.gather(everything).state, before.state) and frames.log_hash() == hashed

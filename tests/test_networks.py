@@ -327,3 +327,12 @@ def test_rainbow_without_dueling_has_one_curve_for_all_states_that_a_number_tilt
     second = v.diff(dim=1).diff(dim=1)  # a tilt adds a straight line
     torch.testing.assert_close(second, second[:1].expand(4, -1), rtol=0, atol=1e-5)
     assert not torch.allclose(v[0], v[1])
+
+
+@pytest.mark.parametrize("n_atoms", [1, 5])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_values_among_many_actions_are_those_of_each_alone(name, n_atoms):
+    torch.manual_seed(0)
+    critic, state, actions = Critic(**SMALL, encoder=name, n_atoms=n_atoms).eval(), states(4), torch.randn(4, 7, E)
+    alone = torch.stack([critic(state, actions[:, k]) for k in range(7)], dim=1)
+    torch.testing.assert_close(critic.among(state, actions), alone[..., 0] if n_atoms == 1 else alone)

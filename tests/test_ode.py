@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torchdiffeq import odeint
 
 from helpers import networks
 from helpers.frames import Frames
@@ -47,6 +48,12 @@ def test_solver_follows_a_linear_equation():
 
 def test_halving_the_step_divides_the_error_by_sixteen():
     assert math.log2(error(8) / error(16)) == pytest.approx(4, abs=0.3)
+
+
+def test_solver_agrees_with_an_adaptive_one():
+    ode, h = encoder(steps=16), torch.randn(6, H, dtype=torch.float64)
+    true = odeint(lambda _, h: ode.f(h), h, torch.tensor([0.0, 0.7], dtype=torch.float64), rtol=1e-9, atol=1e-9)[-1]
+    torch.testing.assert_close(ode.evolve(h, torch.full((6, 1), 0.7, dtype=torch.float64)), true, rtol=0, atol=1e-6)
 
 
 def test_each_row_flows_for_its_own_time():

@@ -24,3 +24,18 @@ def test_the_log_is_of_the_world():
     seen, taken = t.state[:, :3].argmax(dim=1), t.action.argmax(dim=1)
     np.testing.assert_array_equal(t.reward[:, 0], reward_of(toy.STARS)[seen, taken])
     assert toy.toy_states().shape == (3, t.state.shape[1])
+
+
+def test_n_step_values_by_brute_force_over_what_the_log_chose_in_between():
+    reward = reward_of(toy.STARS)
+    behaviour = np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8], [0.2, 0.7, 0.1]])
+    q = toy.solve(reward, GAMMA, 3, behaviour)
+    best = q.max(axis=1)
+    for seen, first in np.ndindex(3, 3):
+        total = reward[seen, first]
+        for second, third in np.ndindex(3, 3):  # two choices of the log's people, then the best there is
+            chance = behaviour[first, second] * behaviour[second, third]
+            later = GAMMA * reward[first, second] + GAMMA ** 2 * reward[second, third] + GAMMA ** 3 * best[third]
+            total += chance * later
+        np.testing.assert_allclose(q[seen, first], total, rtol=1e-6)
+    np.testing.assert_allclose(toy.solve(reward, GAMMA, 2), toy.solve(reward, GAMMA, 2, np.full((3, 3), 1 / 3)))

@@ -90,6 +90,7 @@ def noisy_agent(seed=0):
 
 def run_noisy(frames, folder, stop_at=None, scale=1.0, kill=KeyboardInterrupt):
     parts, update = noisy_agent()
+    frames.tied[1:] = ~frames.is_last[:-1]  # each log is of one second
     made = []
 
     def watch(step):
@@ -99,8 +100,8 @@ def run_noisy(frames, folder, stop_at=None, scale=1.0, kill=KeyboardInterrupt):
         return {"step squared": float(step ** 2)}
     log = training.Log(folder / "run")
     table = training.fit(partial(update, frames=frames, scale=scale), frames, parts, batch_size=4, max_steps=23,
-                         log_every=1, safe_every=5, sample=lambda size: parts["replay"].sample(size), watch=watch,
-                         log=log, checkpoint=folder / "c.pt")
+                         log_every=1, safe_every=5, sample=lambda size: parts["replay"].sample(size),
+                         shuffle_ties=True, watch=watch, log=log, checkpoint=folder / "c.pt")
     log.close()
     return table, parts, made
 
