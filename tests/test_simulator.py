@@ -1,0 +1,409 @@
+import warnings
+
+import gymnasium
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+from helpers import simulator
+from helpers.evaluation import popularity_recommender, random_recommender
+from helpers.files import DataError
+from helpers.frames import Frames, reward_of
+from helpers.simulator import Habits, World, fit_world, may_show, play, respond, sessions
+
+PATIENT = Habits(satiation=0, leave=0, impatience=0)
+HALF_STARS = np.arange(1, 11) / 2
+F = 2  # frame_size
+
+
+def world_of(expected, likeness=None, user_mean=None, noise=0.0, stars=HALF_STARS):
+    """Return a world whose expected ratings (U, n_items) are given; users 10, 11, … have rated items 100, 101, 102."""
+    expected = np.asarray(expected, dtype=np.float64)
+    n_users, n_items = expected.shape
+    log = pd.DataFrame({"user_idx": np.repeat(np.arange(n_users), 3), "item_idx": np.tile(np.arange(3), n_users),
+                        "rating": np.float32(3), "timestamp": np.tile([0, 100, 200], n_users)})
+    likeness = np.eye(n_items) if likeness is None else np.asarray(likeness, dtype=np.float64)
+    return World(np.arange(n_items) + 100, likeness / np.linalg.norm(likeness, axis=1, keepdims=True),
+                 np.arange(n_users) + 10, log, 3 * np.arange(n_users), np.full(n_users, 3),
+                 np.full(n_users, 3.0) if user_mean is None else np.asarray(user_mean, dtype=np.float64),
+                 np.c_[np.zeros(n_users), np.ones(n_users), expected], np.c_[np.ones(n_items), np.zeros(n_items),
+                                                                             np.eye(n_items)],
+                 np.float32(stars), noise, {}, n_items, 0.0)
+
+
+def oracle(world):
+    """Return the recommender that knows what users expect."""
+    def recommend(history, user_ids):
+        return torch.tensor(world.expected(np.searchsorted(world.user_ids, user_ids)[:, None], np.arange(len(matrix))))
+    matrix = world.item_ids
+    return recommend
+
+
+def matrix_of(world, embed_size=4):
+    return np.random.default_rng(1).normal(size=(len(world.item_ids), embed_size)).astype(np.float32)
+
+
+@pytest.fixture
+def six_films():
+    """Return a noisy world of 8 users and 6 films."""
+    rng = np.random.default_rng(0)
+    return world_of(rng.uniform(1, 5, size=(8, 6)), rng.normal(size=(6, 3)), noise=0.8)
+
+
+def planted(n_users=80, n_items=50, share=0.5, noise=0.3):
+    """Return (ratings, true expectations (U, n_items)) of a world of two tastes."""
+    rng = np.random.default_rng(0)
+    true = 3 + rng.normal(scale=0.3, size=(n_users, 1)) + rng.normal(scale=0.3, size=n_items) \
+        + rng.normal(size=(n_users, 2)) @ rng.normal(scale=0.6, size=(2, n_items))
+    users, items = np.nonzero(rng.random(true.shape) < share)
+    stars = np.clip(np.round(2 * (true[users, items] + rng.normal(scale=noise, size=len(users)))) / 2, 0.5, 5)
+    return pd.DataFrame({"user_id": users, "item_id": items, "rating": stars.astype(np.float32),
+                         "timestamp": np.arange(len(users))}), true
+
+
+# --- the rating model
+
+def test_a_planted_world_is_recovered_better_than_by_biases_alone():
+    ratings, true = planted()
+    new = np.ones(true.shape, bool)
+    new[ratings["user_id"], ratings["item_id"]] = False
+    error = {}
+    for name, factors in (("biases", ()), ("factors", (1, 2, 4))):
+        world = fit_world(ratings, np.arange(50), np.eye(50), factors, (0.5, 2.0))
+        guess = world.expected(np.arange(80)[:, None], np.arange(50))
+        error[name] = np.sqrt(np.mean((guess - true.clip(0.5, 5))[new] ** 2))
+    assert error["factors"] < 0.5 * error["biases"]
+    assert world.rmse["factors"] < 0.7 * world.rmse["biases"] < 0.7 * world.rmse["mean"]
+    assert world.n_factors in (2, 4) and 0.25 < world.noise < 0.5
+    assert world.noise <= world.rmse["factors"]
+
+
+def test_without_factors_the_error_is_that_of_biases_alone():
+    world = fit_world(planted()[0], np.arange(50), np.eye(50), factors=())
+    assert world.n_factors == 0 and world.rmse["factors"] == world.rmse["biases"]
+
+
+def test_errors_are_those_of_one_ridge_regression_on_nine_tenths():
+    rng = np.random.default_rng(3)
+    ratings = pd.DataFrame({"user_id": np.repeat([7, 8, 9, 10], 5), "item_id": np.tile([1, 2, 3, 4, 5], 4),
+                            "rating": rng.integers(1, 6, size=20).astype(np.float32), "timestamp": range(20)})
+    world = fit_world(ratings, np.arange(1, 6), np.eye(5), factors=())
+    order = np.random.default_rng(0).permutation(20)
+    held_out, rest = order[:2], order[2:]
+    rating = ratings["rating"].to_numpy(np.float64)
+    mean = rating[rest].mean()
+    x = np.c_[np.repeat(np.eye(4), 5, axis=0), np.tile(np.eye(5), (4, 1))]  # whose rating, of what
+    bias = np.linalg.solve(x[rest].T @ x[rest] + simulator.BIAS_RIDGE * np.eye(9), x[rest].T @ (rating[rest] - mean))
+    error = rating[held_out] - (mean + x[held_out] @ bias).clip(1, 5)
+    assert world.rmse["mean"] == pytest.approx(np.sqrt(np.mean((rating[held_out] - mean) ** 2)), rel=1e-6)
+    assert world.rmse["biases"] == pytest.approx(np.sqrt((error[0] ** 2 + error[1] ** 2) / 2), rel=1e-3)
+    assert world.noise == pytest.approx(abs(error[0] - error[1]) / 2, rel=1e-3)
+    bias = np.linalg.solve(x.T @ x + simulator.BIAS_RIDGE * np.eye(9), x.T @ (rating - rating.mean()))  # on all
+    np.testing.assert_allclose(world.expected(np.arange(4)[:, None], np.arange(5)).ravel(), rating.mean() + x @ bias,
+                               atol=1e-3)
+
+
+def test_what_nobody_rated_is_an_average_film_and_the_order_of_rows_does_not_matter():
+    ratings, _ = planted()
+    world = fit_world(ratings, np.arange(52), np.eye(52))
+    assert world.items[50:].tolist() == [[1] + [0] * (1 + world.n_factors)] * 2
+    mixed = fit_world(ratings.sample(frac=1, random_state=0), np.arange(52), np.eye(52))
+    np.testing.assert_array_equal(mixed.items, world.items)
+    assert mixed.rmse == world.rmse and mixed.log.equals(world.log)
+
+
+def test_stars_are_those_of_the_data_and_means_are_the_users_own():
+    ratings, _ = planted()
+    ratings["rating"] = ratings["rating"].round().clip(1, 5)
+    world = fit_world(ratings, np.arange(50), np.eye(50))
+    assert world.stars.tolist() == [1, 2, 3, 4, 5]
+    assert world.user_mean[3] == pytest.approx(ratings["rating"][ratings["user_id"] == 3].mean())
+    assert set(play(world, random_recommender(), matrix_of(world), F)["rating"]) <= {1, 2, 3, 4, 5}
+
+
+def test_a_session_begins_with_the_first_real_ratings(ratings, item_ids):
+    world = fit_world(ratings, item_ids, 3 * np.eye(5), factors=())
+    assert world.likeness.tolist() == np.eye(5).tolist()
+    user_idx, item_idx, rating, when = world.begin(3)
+    assert world.user_ids[user_idx].tolist() == [1, 7]  # 2 has three ratings, 5 has two
+    assert item_ids[item_idx].tolist() == [[10, 20, 30], [50, 40, 30]]
+    assert rating.tolist() == [[4, 0.5, 5], [3, 4, 2]] and when.tolist() == [[0, 100, 200]] * 2
+
+
+# --- a step
+
+def one_step(world, log, item, habits=PATIENT, luck=(0.5, 0.5), satisfaction=3.0, mode="free", user=0):
+    answer, after = respond(world, habits, mode, np.array([user]), np.array([log]), np.array([satisfaction]),
+                            np.array([item]), np.array([luck]))
+    return {name: value[0] for name, value in answer.items()} | {"satisfaction": after[0]}
+
+
+def test_satiation_of_three_films_by_hand():
+    world = world_of([[5, 5, 5, 5]], [[2, 0], [0, 1], [3, 4], [-1, 0]])
+    habits = PATIENT._replace(satiation=0.5, fading=0.25)
+    answer = one_step(world, [0, 1], 2, habits)  # cosine 4/5 with the last film, 3/5 with the one before it
+    assert answer["satiation"] == pytest.approx(0.5 * (4 / 5 + 0.25 * 3 / 5))
+    assert answer["expected"] == 5 and answer["rating"] == 4.5  # 5 − 0.475
+    assert one_step(world, [0, 1], 1, habits)["satiation"] == pytest.approx(0.5)
+    assert one_step(world, [1, 0], 3, habits)["satiation"] == 0  # the opposite of the last film
+    assert one_step(world, [0, 1], 2, habits._replace(memory=1))["satiation"] == pytest.approx(0.5 * 4 / 5)
+    assert one_step(world, [0, 1], 2, habits._replace(memory=0))["satiation"] == 0
+    assert one_step(world, [0, 1], 2)["satiation"] == 0
+
+
+@pytest.mark.parametrize("quantile, rating", [(0.5, 3), (0.8413447, 4), (0.1586553, 2), (0.9999, 5), (0.0, 1)])
+def test_noise_is_normal_rounded_and_clipped(quantile, rating):
+    world = world_of([[3.1, 1, 1]], noise=1.0, stars=[1, 2, 3, 4, 5])
+    assert one_step(world, [1, 2], 0, luck=(quantile, 0.5))["rating"] == rating
+
+
+def test_the_displeased_quit_with_the_chance_that_is_documented():
+    world = world_of([[2, 5, 5]], user_mean=[4])
+    habits = Habits(satiation=0, leave=0.1, impatience=0.5, calm=0.75)
+    quits = [one_step(world, [1, 2], 0, habits, (0.5, luck), satisfaction=4.0) for luck in (0.349, 0.351)]
+    assert [answer["satisfaction"] for answer in quits] == [3.5, 3.5]  # 3/4 · 4 + 1/4 · 2
+    assert [answer["quits"] for answer in quits] == [True, False]      # 0.1 + 0.5 · (4 − 3.5)
+    assert not one_step(world, [1, 2], 0, habits, (0.5, 0.0), satisfaction=4.0, mode="fixed-length")["quits"]
+    pleased = [one_step(world, [1, 2], 1, habits, (0.5, luck), satisfaction=4.0)["quits"] for luck in (0.099, 0.101)]
+    assert pleased == [True, False]
+
+
+# --- modes
+
+def test_free_repeats_the_best_film_and_the_others_never_repeat(six_films):
+    matrix = matrix_of(six_films)
+    free = play(six_films, oracle(six_films), matrix, F, "free", 5, habits=PATIENT)
+    assert (free.groupby("user_id")["item_id"].nunique() == 1).all() and len(free) == 8 * 5
+    for mode in ("no-repeat", "fixed-length"):
+        played = play(six_films, oracle(six_films), matrix, F, mode, 50, habits=PATIENT)
+        assert played.groupby("user_id")["item_id"].agg(sorted).tolist() == [[102, 103, 104, 105]] * 8  # none is left
+        falls = played.groupby("user_id")["expected"].agg(lambda values: values.is_monotonic_decreasing)
+        assert falls.all() and not played["quits"].any()
+
+
+def test_a_displeased_user_leaves_unless_the_length_is_fixed():
+    world = world_of([[2] * 6, [5] * 6], user_mean=[4, 4])
+    habits = Habits(satiation=0, leave=0, impatience=1, calm=0)
+    lengths = {mode: play(world, random_recommender(), matrix_of(world), F, mode, 4, habits=habits)
+               .groupby("user_id").size().tolist() for mode in simulator.MODES}
+    assert lengths == {"free": [1, 4], "no-repeat": [1, 4], "fixed-length": [4, 4]}
+
+
+def test_lengths_unless_told_otherwise():
+    world = world_of(np.full((2, 200), 5.0))
+    lengths = [len(play(world, random_recommender(), matrix_of(world), F, mode, habits=PATIENT)) // 2
+               for mode in simulator.MODES]
+    assert lengths == [100, 100, 30]
+
+
+# --- play
+
+def test_what_a_recommender_is_shown(six_films):
+    matrix, asked = matrix_of(six_films), []
+
+    def recommend(history, user_ids):
+        place = history.places(user_ids)
+        asked.append((user_ids, history.log_length[place], history.gap, history.last_states(user_ids)))
+        return random_recommender(len(asked))(history, user_ids)
+
+    played = play(six_films, recommend, matrix, F, "fixed-length", 3, times=True)
+    assert [set(lengths) for _, lengths, *_ in asked] == [{2}, {3}, {4}]
+    state = asked[2][3][0]  # user 10 after two films
+    seen = played[played["user_id"] == 10][:2]
+    np.testing.assert_array_equal(state[:8], matrix[seen["item_id"] - 100].ravel())
+    np.testing.assert_array_equal(state[8:10], seen["rating"])
+    np.testing.assert_allclose(state[10:], 60 / 86_400)
+    np.testing.assert_allclose(asked[1][3][0][10:], [100 / 86_400, 60 / 86_400])
+    assert all(user_ids.tolist() == list(range(10, 18)) for user_ids, *_ in asked)  # the stranger is not asked about
+
+
+def test_rows_of_play(six_films):
+    played = play(six_films, oracle(six_films), matrix_of(six_films), F)
+    assert " ".join(played.columns) == "user_id step item_id rating reward expected satiation quits"
+    assert (played["reward"] == reward_of(played["rating"])).all()
+    assert (played["step"] == played.groupby("user_id").cumcount()).all() and played["user_id"].is_monotonic_increasing
+    assert (played["quits"] <= ~played["user_id"].duplicated(keep="last")).all()
+
+
+def test_the_same_seed_gives_the_same_whoever_else_plays_and_for_how_long(six_films):
+    make = dict(recommend=oracle(six_films), matrix=matrix_of(six_films), frame_size=F, mode="free")
+    whole = play(six_films, **make, length=20)
+    pd.testing.assert_frame_equal(whole, play(six_films, **make, length=20))
+    assert not whole.equals(play(six_films, **make, length=20, seed=1))
+    some = play(six_films, **make, length=20, user_ids=np.array([15, 11, 15]))
+    pd.testing.assert_frame_equal(some, whole[whole["user_id"].isin([11, 15])].reset_index(drop=True))
+    pd.testing.assert_frame_equal(play(six_films, **make, length=3), whole[whole["step"] < 3].reset_index(drop=True))
+
+
+def test_nan_and_minus_infinity_come_last_but_before_what_may_not_be_shown(six_films):
+    scores = torch.tensor([9.0, 9.0, torch.nan, -torch.inf, -5.0, torch.inf])
+    played = play(six_films, lambda history, user_ids: scores.expand(len(user_ids), -1), matrix_of(six_films), F,
+                  "fixed-length")
+    assert played["item_id"].tolist() == [105, 104, 102, 103] * 8
+
+
+def test_alternating_earns_more_where_the_best_film_satiates():
+    world = world_of(np.tile([1.0, 1.0, 5.0, 4.5], (40, 1)), noise=0.5)
+
+    def alternate(history, user_ids):
+        place = history.places(user_ids)
+        last = history.item_idx[torch.as_tensor(history.log_start[place] + history.log_length[place] - 1)].long()
+        return oracle(world)(history, user_ids).scatter(1, last[:, None], 0.0)
+
+    reward = {}
+    for habits in (Habits(satiation=1.5), PATIENT):
+        for name, recommend in (("best", oracle(world)), ("alternate", alternate)):
+            played = play(world, recommend, matrix_of(world), F, "free", 30, habits=habits)
+            reward[name, habits] = sessions(played, world)["reward"].mean()
+    assert reward["alternate", Habits(satiation=1.5)] > 1.5 * reward["best", Habits(satiation=1.5)]
+    assert reward["alternate", PATIENT] < reward["best", PATIENT]  # it is satiation that makes the difference
+
+
+def test_sessions_by_hand():
+    world = world_of(np.full((2, 4), 3.0), [[1, 0], [0, 1], [3, 4], [-1, 0]])
+    played = pd.DataFrame({"user_id": [10, 10, 10, 11], "step": [0, 1, 2, 0], "item_id": [100, 101, 102, 103],
+                           "rating": [5.0, 3.0, 1.0, 4.5], "quits": [False, False, True, False]})
+    table = sessions(played.assign(reward=reward_of(played["rating"])), world)
+    assert table.index.tolist() == [10, 11] and table["length"].tolist() == [3, 1]
+    assert table["reward"].tolist() == [5 + 1 - 3, 4] and table["rating"].tolist() == [3, 4.5]
+    assert table["quits"].tolist() == [True, False]
+    assert table["diversity"][10] == pytest.approx(1 - (0 + 3 / 5 + 4 / 5) / 3) and np.isnan(table["diversity"][11])
+
+
+# --- the environment
+
+def make_env(world, **options):
+    return gymnasium.make("recnn/Users-v0", world=world, frame_size=F, item_matrix=matrix_of(world), **options)
+
+
+@pytest.mark.parametrize("mode", simulator.MODES)
+def test_the_environment_passes_gymnasiums_check(six_films, mode):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(make_env(six_films, mode=mode).unwrapped)
+
+
+@pytest.mark.parametrize("mode", simulator.MODES)
+def test_the_environment_and_play_give_the_same_numbers(six_films, mode):
+    played = play(six_films, random_recommender(3), matrix_of(six_films), F, mode, 12, seed=5)
+    env = make_env(six_films, mode=mode, length=12)
+    for user_id, expected in played.groupby("user_id"):
+        _, info = env.reset(seed=5, options={"user": user_id})
+        assert info["user_id"] == user_id
+        rows = []
+        for item_id in expected["item_id"]:
+            _, reward, terminated, truncated, info = env.step(item_id - 100)
+            rows.append([info["rating"], reward, info["expected"], info["satiation"], terminated])
+        assert terminated or truncated
+        np.testing.assert_allclose(np.array(rows, float), expected[["rating", "reward", "expected", "satiation",
+                                                                   "quits"]].to_numpy(float), rtol=1e-12)
+
+
+def test_an_observation_is_the_state_of_a_transition(six_films):
+    env, matrix = make_env(six_films, mode="free"), matrix_of(six_films)
+    state, _ = env.reset(seed=0, options={"user": 12})
+    log = pd.DataFrame({"user_id": 12, "item_id": [100, 101], "rating": 3.0, "timestamp": [0, 100]})
+    for step, action in enumerate((4, 4, 0)):
+        state, _, terminated, truncated, info = env.step(action)
+        log.loc[len(log)] = [12, 100 + action, info["rating"], 200 + step]
+        np.testing.assert_array_equal(state, Frames(log.astype({"item_id": int}), six_films.item_ids, matrix, F)
+                                      .last_states(np.array([12]))[0])
+        if terminated or truncated:
+            break
+    assert state.shape == env.observation_space.shape == (F * (4 + 1),) and state.dtype == np.float32
+
+
+def test_chance_chooses_among_all_users_and_a_seed_repeats_it(six_films):
+    env = make_env(six_films)
+    _, info = env.reset(seed=0)
+    users = [info["user_id"], *(env.reset()[1]["user_id"] for _ in range(60))]
+    _, info = env.reset(seed=0)
+    assert users == [info["user_id"], *(env.reset()[1]["user_id"] for _ in range(60))]
+    assert set(users) == set(range(10, 18))
+
+
+def test_a_refused_film_earns_the_lowest_reward_and_changes_nothing(six_films):
+    env = make_env(six_films, length=3)
+    before, _ = env.reset(seed=0, options={"user": 11})
+    masks = env.get_wrapper_attr("action_masks")
+    assert masks().tolist() == [False, False, True, True, True, True]
+    state, reward, terminated, truncated, info = env.step(1)
+    np.testing.assert_array_equal(state, before)
+    assert info["refused"] and info["rating"] == 0.5 and reward == -4 and not terminated and not truncated
+    assert masks().sum() == 4
+    env.step(1)
+    assert env.step(1)[2:4] == (False, True)  # an agent that insists is stopped by the length
+    env.reset(seed=0, options={"user": 11})
+    _, _, _, _, info = env.step(3)
+    assert not info["refused"] and not masks()[3] and masks().sum() == 3
+    env = make_env(six_films, habits=Habits(leave=1))
+    env.reset(seed=0)
+    assert [env.step(action)[2] for action in (1, 3)] == [False, True]  # nor does anyone leave over it
+
+
+def test_the_session_is_cut_off_when_no_film_is_left(six_films):
+    env = make_env(six_films, habits=PATIENT)
+    env.reset(seed=0)
+    assert [env.step(action)[2:4] for action in (2, 3, 4, 5)] == [(False, False)] * 3 + [(False, True)]
+
+
+def test_masks_are_those_of_the_mode():
+    world, log = world_of(np.ones((2, 4))), np.array([[0, 1], [2, 2]])
+    assert may_show(world, log, "free").all()
+    assert may_show(world, log, "no-repeat").tolist() == [[False, False, True, True], [True, True, False, True]]
+
+
+def test_an_outside_agent_learns_unchanged():
+    from stable_baselines3 import DQN
+    world = world_of(np.tile([1.0, 1.5, 1.0, 5.0, 1.5, 1.0], (4, 1)))
+    env = make_env(world, mode="free", length=10, habits=PATIENT)
+    agent = DQN("MlpPolicy", env, gamma=0.5, learning_rate=1e-2, learning_starts=50, train_freq=1, batch_size=32,
+                target_update_interval=50, exploration_fraction=0.6, policy_kwargs={"net_arch": [32]}, seed=0)
+    agent.learn(600)
+    assert agent.get_env().env_method("action_masks")[0].all()  # as sb3-contrib asks
+    state, _ = env.reset(seed=0)
+    total = 0.0
+    for _ in range(10):
+        state, reward, *_ = env.step(agent.predict(state, deterministic=True)[0])
+        total += reward
+    assert total > 35  # always the best film: 50; at random: −8
+
+
+# --- bad input
+
+def test_bad_input_gets_a_sentence(six_films, ratings, item_ids):
+    matrix = matrix_of(six_films)
+    for sentence, call in {
+        "likeness has 4 rows for 5 item ids": lambda: fit_world(ratings, item_ids, np.eye(4)),
+        r"5 item ids \(4 distinct\)": lambda: fit_world(ratings, np.array([50, 10, 10, 20, 30]), np.eye(5)),
+        "likeness holds numbers that are not finite": lambda: fit_world(ratings, item_ids, np.full((5, 2), np.nan)),
+        "9 ratings make no world": lambda: fit_world(ratings[:9], item_ids, np.eye(5)),
+        "1 rated items are not among the item ids, e.g. item 50": lambda: fit_world(ratings, item_ids[1:], np.eye(4)),
+        "there is none of this world's users with more than frame_size = 3":
+            lambda: play(six_films, oracle(six_films), matrix, 3),
+        "user 99 is none of this world's users": lambda: play(six_films, oracle(six_films), matrix, F,
+                                                              user_ids=np.array([10, 99])),
+        "there is no mode 'endless': choose one of free, no-repeat, fixed-length":
+            lambda: play(six_films, oracle(six_films), matrix, F, "endless"),
+        "an item matrix of 5 rows for a world of 6 items": lambda: play(six_films, oracle(six_films), matrix[:5], F),
+        "a session of length 0 has no step": lambda: make_env(six_films, length=0),
+        "2 items leave none to show": lambda: play(world_of(np.ones((1, 3)))._replace(item_ids=np.arange(2)),
+                                                      random_recommender(), matrix[:2], F),
+        r"scores have shape \(1, 6\) instead of \(8, 6\)":
+            lambda: play(six_films, lambda history, user_ids: torch.ones(1, 6), matrix, F),
+    }.items():
+        with pytest.raises(DataError, match=sentence):
+            call()
+    with pytest.raises(DataError, match="user 99 is none"):
+        make_env(six_films).reset(options={"user": 99})
+
+
+def test_recommenders_of_the_other_lens_play_unchanged():
+    ratings, _ = planted()
+    world = fit_world(ratings, np.arange(50), np.eye(50))
+    played = play(world, popularity_recommender(ratings), matrix_of(world), F, "fixed-length", 4)
+    popular = ratings["item_id"].value_counts()
+    best = popular.reindex(played["item_id"]).groupby(played["user_id"].to_numpy()).agg(list)
+    assert best.map(lambda counts: counts == sorted(counts, reverse=True)).all() and len(played) == 80 * 4
