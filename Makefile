@@ -2,13 +2,14 @@
 # make test  lint, unit tests, and every notebook cell by cell
 # make bench  how fast ratings become transitions, on a synthetic table of 20 million (needs 3 GB of disk), how fast
 #             films are asked for, of a local stand-in for TMDB, and how fast DDPG learns: 12 minutes in all
+# make results  judge policies and baselines by every protocol of lesson 10, five seeds each: hours
 # make lab   open the lessons in JupyterLab
 PYTHON  ?= python3.11
 DATASET ?= ml-100k
 BIN     := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test bench lab notes clean
+.PHONY: run test bench results lab notes clean
 .DELETE_ON_ERROR:
 
 .venv/ready: requirements.txt pyproject.toml
@@ -31,6 +32,19 @@ bench: .venv/ready
 	$(BIN)/python -m tests.benchmarks.frames
 	$(BIN)/python -m tests.benchmarks.metadata
 	$(BIN)/python -m tests.benchmarks.agents
+
+# the baselines of other libraries want other versions than ours, so they have an environment of their own
+data/results-env/ready: requirements-results.txt
+	$(PYTHON) -m venv data/results-env
+	data/results-env/bin/python -m pip install --quiet -r requirements-results.txt
+	data/results-env/bin/python -m pip install --quiet --no-deps recnn==0.1
+	touch $@
+
+results: .venv/ready data/results-env/ready
+	$(BIN)/python -m tests.benchmarks.results --dataset "$(DATASET)"
+	for protocol in last-5 last-1 temporal; do \
+		data/results-env/bin/python tests/benchmarks/baselines.py data/$(DATASET)/results/$$protocol || exit 1; done
+	$(BIN)/python -m tests.benchmarks.results --dataset "$(DATASET)" --add-scores
 
 lab: .venv/ready
 	cd notes && ../$(BIN)/jupyter lab

@@ -45,6 +45,7 @@ LESSONS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "08_ode": (["05_ddpg"], _agent("ode"), ["08_ode.json"]),
     "09_diagnostics": (["05_ddpg", "06_d4pg", "07_rainbow", "08_ode"], [],
                        ["graphs.png", "agents.png", "cov.png", "embeddings.png"]),
+    "10_evaluation": (["05_ddpg", "06_d4pg", "07_rainbow", "08_ode"], [], ["calibration.png"]),
 }
 
 

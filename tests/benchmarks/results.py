@@ -1,0 +1,367 @@
+"""Judge policies and baselines by every protocol of lesson 10: `python -m tests.benchmarks.results [PROTOCOL …]`.
+
+Everything is fitted on the training part of its protocol alone, the item matrix too; voices and settings are chosen on
+validation; the test is read once, for the report. Scores that `baselines.py` left in `data/<dataset>/results/` (it
+needs an environment of its own) are judged with the rest. Writes `res/results.json`, protocol by protocol.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from helpers import datasets, evaluation, features, metadata, simulator, training
+from helpers.evaluation import Recommender
+from helpers.files import DEFAULT_DATASET, data_dir, read_vectors, res_dir, write_json
+from helpers.frames import Frames
+from helpers.lessons import load_lesson
+from tests.benchmarks.readme import replace_block
+
+PROTOCOLS = ("last-5", "last-1", "temporal", "simulator")
+SEEDS = (0, 1, 2, 3, 4)
+FRAME_SIZE, MAX_STEPS, BATCH_SIZE, LEARNING_RATE = 10, 800, 512, 3e-3   # lesson 05's
+GAMMAS = (0.9, 0.5, 0.0)
+VOICES = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0, np.inf)
+CANDIDATES = 100
+RELEVANT = 4.0          # stars, in the temporal protocol
+WORLD_SHARE = 0.3       # users the simulator is fitted on, whom no agent sees
+SEEN_ENOUGH = 10        # ratings in the world for a film to be shown there
+EASE_GRID = [(ridge, last, decay) for ridge in (100, 400, 1000, 2000)
+             for last, decay in ((10_000, 1.0), (20, 0.9), (20, 0.8), (10, 0.8))]
+
+
+class Cut(NamedTuple):
+    """A protocol: what may be fitted on, and (history, cases) to choose by and to report by."""
+
+    train: pd.DataFrame
+    valid: list[tuple[pd.DataFrame, pd.DataFrame]]
+    test: list[tuple[pd.DataFrame, pd.DataFrame]]
+    relevant: float | None
+
+
+def cut(ratings: pd.DataFrame, protocol: str) -> Cut:
+    """Cut a log for a protocol by its name."""
+    if protocol == "temporal":
+        train, later = evaluation.split_time(ratings)
+        return Cut(train, [evaluation.split_time(train)], [(train, later)], RELEVANT)
+    n = int(protocol.removeprefix("last-"))
+    split = evaluation.split_last(ratings, n, n)
+    return Cut(split.train, evaluation.in_turn(split.train, split.valid),
+               evaluation.in_turn(evaluation.together(split.train, split.valid), split.test), None)
+
+
+def framed(turns: list[tuple[pd.DataFrame, pd.DataFrame]], ids: np.ndarray,
+           matrix: np.ndarray) -> list[tuple[Frames, pd.DataFrame]]:
+    """Return turns with their histories as Frames."""
+    return [(Frames(history, ids, matrix, FRAME_SIZE), cases) for history, cases in turns]
+
+
+def ranked(recommend: Recommender, turns: list[tuple[Frames, pd.DataFrame]]) -> pd.DataFrame:
+    """Return every case with its rank."""
+    return pd.concat([evaluation.rank_held_out(recommend, history, cases) for history, cases in turns])
+
+
+def train_agent(frames: Frames, seed: int, gamma: float, value_weight: float = 1.0) -> tuple[dict, float]:
+    """Return (lesson 05's agent, CPU seconds); with a value weight of 0 the supervised twin."""
+    lesson, started = load_lesson("05_ddpg"), time.process_time()
+    agent = lesson.new_agent(seed, FRAME_SIZE, frames.embed_size, LEARNING_RATE, encoder="attention",
+                             critic_dropout=0.3)
+    step = partial(lesson.update, agent, frames, gamma=gamma, tau=0.01, decay=0.7, future=3, value_weight=value_weight)
+    training.fit(step, frames, agent, batch_size=BATCH_SIZE, max_steps=MAX_STEPS, seed=seed, shuffle_ties=True,
+                 safe_every=MAX_STEPS, log_every=100, desc=f"γ = {gamma}, λ = {value_weight}, seed {seed}")
+    return agent, time.process_time() - started
+
+
+def policy_of(agent: dict, beta: float = 0.0, k: int = CANDIDATES) -> Recommender:
+    """Return the target actor as a recommender, with the target critic for a second voice unless beta is 0."""
+    if not beta:
+        return evaluation.policy_recommender(agent["actor_target"])
+    return partial(load_lesson("05_ddpg").wolpertinger, actor=agent["actor_target"], critic=agent["critic_target"],
+                   k=k, beta=beta)
+
+
+def choose(judged: dict[tuple[float, float], pd.Series], twin: pd.Series) -> tuple[float, float]:
+    """Return the (γ, β) with most reward@10 among those whose NDCG@10 is not below the twin's, or of all if none is."""
+    good = {key: means for key, means in judged.items() if means["NDCG@10"] >= twin["NDCG@10"]} or judged
+    return max(good, key=lambda key: good[key]["reward@10"])
+
+
+def judged_row(name: str, kind: str, protocol: str, runs: list[pd.DataFrame], cpu: float, **more: Any) -> tuple:
+    """Return (row of results.json, metrics by user averaged over seeds)."""
+    users = sum(runs) / len(runs)
+    means = [run["NDCG@10"].mean() for run in runs]
+    low, high = evaluation.bootstrap(users["NDCG@10"])
+    row = {"name": name, "kind": kind, "protocol": protocol, "seeds": len(runs), "cpu_s": round(cpu, 1),
+           **{metric.lower(): round(float(users[metric].mean()), 4) for metric in users},
+           "std": round(float(np.std(means, ddof=1)), 4) if len(means) > 1 else None,
+           "ndcg@10 low": round(low, 4), "ndcg@10 high": round(high, 4), **more}
+    return row, users
+
+
+def difference(users: dict[str, pd.DataFrame], one: str, other: str, metric: str = "NDCG@10") -> dict[str, Any]:
+    """Return one model's metric less another's on the same users, with its interval, and their ratio."""
+    values = users[one][metric] - users[other][metric]
+    low, high = evaluation.bootstrap(values)
+    return {"one": one, "other": other, "metric": metric.lower(), "difference": round(float(values.mean()), 4),
+            "low": round(low, 4), "high": round(high, 4),
+            "ratio": round(float(users[one][metric].mean() / users[other][metric].mean()), 3)}
+
+
+def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: dict, likeness: np.ndarray,
+                  folder: Path, seeds: tuple[int, ...]) -> dict[str, Any]:
+    """Return {"rows", "differences", "voices", …} of one of the ranking protocols."""
+    part, ids = cut(ratings, protocol), np.array(list(infos))
+    matrix = features.item_matrix(part.train, infos, vectors)
+    valid, test = framed(part.valid, ids, matrix), framed(part.test, ids, matrix)
+    write_cases(folder / protocol, part, ids, matrix)
+
+    def users_of(recommend: Recommender, turns: list) -> pd.DataFrame:
+        return evaluation.user_metrics(ranked(recommend, turns), relevant=part.relevant)
+
+    models: dict[str, tuple[str, list[Recommender], float, dict]] = {
+        "random": ("baseline", [evaluation.random_recommender(seed) for seed in seeds], 0.0, {}),
+        "popularity": ("baseline", [evaluation.popularity_recommender(part.train)], 0.0, {})}
+    for name, plain in (("EASE", True), ("EASE, recent films", False)):
+        started, tried = time.process_time(), {}
+        for ridge, last, decay in (setting for setting in EASE_GRID if (setting[1] == 10_000) == plain):
+            # the validation of the temporal protocol lies inside train: what is tried there is fitted before it
+            fitted = evaluation.fit_ease(part.valid[0][0], ids, ridge)
+            recommend = evaluation.ease_recommender(fitted, last, decay)
+            tried[ridge, last, decay] = users_of(recommend, valid)["NDCG@10"].mean()
+        ridge, last, decay = max(tried, key=tried.get)
+        models[name] = ("baseline", [evaluation.ease_recommender(evaluation.fit_ease(part.train, ids, ridge), last,
+                                                                 decay)],
+                        time.process_time() - started, {"tried": len(tried), "chosen": str((ridge, last, decay))})
+
+    inner = Frames(part.valid[0][0], ids, features.item_matrix(part.valid[0][0], infos, vectors), FRAME_SIZE) \
+        if protocol == "temporal" else None  # there, what is chosen must be trained before the validation too
+    inner_valid = framed(part.valid, ids, inner.items.numpy()) if inner else valid
+    frames, judged = Frames(part.train, ids, matrix, FRAME_SIZE), {}
+    twin, _ = train_agent(inner or frames, 0, 0.9, value_weight=0.0)
+    for gamma in GAMMAS:
+        agent, _ = train_agent(inner or frames, 0, gamma)
+        judged |= {(gamma, beta): users_of(policy_of(agent, beta), inner_valid).mean() for beta in VOICES}
+    floor = users_of(policy_of(twin), inner_valid).mean()
+    gamma, beta = choose(judged, floor)
+    voices = [{"gamma": each[0], "beta": str(each[1]), **{metric.lower(): round(float(means[metric]), 4)
+               for metric in ("NDCG@10", "reward@10")}} for each, means in
+              {("twin", 0.0): floor, **judged}.items()]
+    print(protocol, gamma, beta, voices, flush=True)
+    twins, agents = ([train_agent(frames, seed, gamma, weight) for seed in seeds] for weight in (0.0, 1.0))
+    models["supervised twin"] = ("twin", [policy_of(agent) for agent, _ in twins], twins[0][1], {})
+    as_taught = agents if gamma == GAMMAS[0] else [train_agent(frames, seed, GAMMAS[0]) for seed in seeds]
+    models["DDPG"] = ("rl", [policy_of(agent) for agent, _ in as_taught], as_taught[0][1], {"gamma": GAMMAS[0]})
+    if gamma != GAMMAS[0]:
+        models["DDPG for reward"] = ("rl", [policy_of(agent) for agent, _ in agents], agents[0][1], {"gamma": gamma})
+    if beta:  # else the critic's second voice is silent
+        models["DDPG, re-ranked"] = ("rl", [policy_of(agent, beta) for agent, _ in agents], agents[0][1],
+                                     {"gamma": gamma, "beta": str(beta)})
+    rows, users = [], {}
+    train_users = test[0][0].user_ids
+    for name, (kind, recommenders, cpu, more) in models.items():
+        runs = [users_of(recommend, test) for recommend in recommenders]
+        slates = evaluation.slates_of(recommenders[0], test[0][0], train_users)
+        more |= {key: round(value, 4) for key, value in
+                 evaluation.slate_metrics(slates, likeness, part.train, ids).items()}
+        hits = pd.concat([ranked(recommend, test).query("rank <= 10") for recommend in recommenders[:1]])
+        row, users[name] = judged_row(name, kind, protocol, runs, cpu, **more,
+                                      **{"stars of hits": round(float(hits["rating"].mean()), 3)})
+        rows.append(row)
+        print(row, flush=True)
+    evaluation.write_cases(folder / protocol / "users.csv", users)
+    return {"rows": rows, "cases": sum(len(cases) for _, cases in test), "users": len(users["DDPG"]), "voices": voices,
+            "differences": differences_of(users)}
+
+
+def differences_of(users: dict[str, pd.DataFrame]) -> list[dict]:
+    """Return every kind of DDPG less every other model."""
+    return [difference(users, one, other, metric) for one in users if one.startswith("DDPG")
+            for other in users if other != one for metric in ("NDCG@10", "reward@10")]
+
+
+def add_scores(protocol: str, results: dict[str, Any], ratings: pd.DataFrame, ids: np.ndarray, folder: Path) -> None:
+    """Judge the scores that `baselines.py` left, and put their rows and differences beside what is stored."""
+    part = cut(ratings, protocol)
+    test = framed(part.test, ids, np.load(folder / "item_matrix.npy"))
+    users = evaluation.read_cases(folder / "users.csv")
+    for name, runs, meta in scored(folder, test, part.relevant):
+        row, by_user = judged_row(name, "baseline", protocol, runs, meta["cpu_s"], tried=len(meta["tried"]),
+                                  chosen=str(meta["chosen"]))
+        users[name] = by_user.reset_index(drop=True)
+        results["rows"] = [kept for kept in results["rows"] if (kept["protocol"], kept["name"]) != (protocol, name)]
+        results["rows"].append(row)
+        print(row, flush=True)
+    results["protocols"][protocol]["differences"] = differences_of(users)
+
+
+def write_cases(folder: Path, part: Cut, ids: np.ndarray, matrix: np.ndarray) -> None:
+    """Write what `baselines.py` reads: the training part, the catalogue, and each case with its history."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part.train.to_csv(folder / "train.csv", index=False)
+    pd.DataFrame({"item_id": ids}).to_csv(folder / "item_ids.csv", index=False)
+    np.save(folder / "item_matrix.npy", matrix)
+    for name, turns in (("valid", part.valid), ("test", part.test)):
+        histories, cases, first = [], [], 0
+        for history, held_out in turns:
+            number = pd.Series(np.arange(held_out["user_id"].nunique()) + first, held_out["user_id"].unique())
+            first += len(number)
+            histories.append(history.assign(case=history["user_id"].map(number)).dropna(subset="case"))
+            cases.append(held_out.assign(case=held_out["user_id"].map(number)))
+        for table, kind in ((histories, "_histories"), (cases, "")):
+            whole = pd.concat(table).astype({"case": int}).sort_values("case", kind="stable")
+            whole[["case", "user_id", "item_id", "rating", "timestamp"]].to_csv(folder / f"{name}{kind}.csv",
+                                                                               index=False)
+
+
+def scored(folder: Path, turns: list[tuple[Frames, pd.DataFrame]], relevant: float | None) -> list[tuple]:
+    """Return (name, metrics by user of each seed, what is known of it) of every model that left its scores."""
+    found = []
+    for path in sorted((folder / "scores").glob("*.json")):
+        meta, runs = json.loads(path.read_text(encoding="utf-8")), []
+        if "cpu_s" not in meta:  # still at work
+            continue
+        for seed in range(meta["seeds"]):
+            scores = torch.from_numpy(np.load(folder / "scores" / f"{meta['name']}-{seed}.npy").astype(np.float32))
+            first, cases = 0, []
+            for history, held_out in turns:
+                order = held_out["user_id"].unique()
+                place = pd.Series(np.arange(len(order)) + first, order)
+                first += len(order)
+
+                def recommend(_, user_ids, scores=scores, place=place):
+                    return scores[place.loc[user_ids].to_numpy(copy=True)]
+                cases.append(evaluation.rank_held_out(recommend, history, held_out))
+            runs.append(evaluation.user_metrics(pd.concat(cases), relevant=relevant))
+        found.append((meta["name"], runs, meta))
+    return found
+
+
+def simulate(ratings: pd.DataFrame, infos: dict, vectors: dict, likeness: np.ndarray,
+             seeds: tuple[int, ...]) -> dict[str, Any]:
+    """Return {"rows", "differences", "world"} of the simulator: agents see 70 % of the users, its world the others."""
+    ids, rng = np.array(list(infos)), np.random.default_rng(0)
+    everyone = ratings["user_id"].unique()
+    chosen = rng.choice(everyone, int(WORLD_SHARE * len(everyone)), replace=False)
+    of_world = ratings["user_id"].isin(chosen)
+    train, outside = ratings[~of_world].reset_index(drop=True), ratings[of_world].reset_index(drop=True)
+    matrix = features.item_matrix(train, infos, vectors)
+    frames = Frames(train, ids, matrix, FRAME_SIZE)
+    worlds = {"to choose by": simulator.fit_world(train, ids, likeness),
+              "to report": simulator.fit_world(outside, ids, likeness)}
+    some = rng.choice(frames.user_ids[frames.log_length > FRAME_SIZE], len(chosen), replace=False)
+
+    def known_enough(recommend: Recommender, log: pd.DataFrame) -> Recommender:
+        counts = log["item_id"].value_counts().reindex(ids, fill_value=0).to_numpy()
+        rare = torch.from_numpy(counts < SEEN_ENOUGH)
+        return lambda history, user_ids: recommend(history, user_ids).masked_fill(rare, -1e9)
+
+    def played(recommend: Recommender, which: str, seed: int, **how: Any) -> pd.DataFrame:
+        log, who = (train, some) if which == "to choose by" else (outside, None)
+        return simulator.sessions(simulator.play(worlds[which], known_enough(recommend, log), matrix, FRAME_SIZE,
+                                                 user_ids=who, seed=seed, **how), worlds[which])
+
+    fitted = evaluation.fit_ease(train, ids, 1000)
+    tuned: dict[str, Any] = {}
+    models: dict[str, tuple[str, list[Recommender]]] = {
+        "random": ("baseline", [evaluation.random_recommender(seed) for seed in seeds]),
+        "popularity": ("baseline", [evaluation.popularity_recommender(train)] * len(seeds)),
+        "EASE": ("baseline", [evaluation.ease_recommender(evaluation.fit_ease(train, ids, 100), 10_000, 1.0)]
+                 * len(seeds)),
+        "EASE, recent films": ("baseline", [evaluation.ease_recommender(fitted, 20, 0.8)] * len(seeds))}
+    best = (-np.inf, 0.0, 0.0, 0)
+    for gamma in GAMMAS:
+        agent, _ = train_agent(frames, 0, gamma)
+        for k, beta in [*((CANDIDATES, beta) for beta in VOICES), *((4 * CANDIDATES, beta) for beta in VOICES[-2:])]:
+            reward = float(played(policy_of(agent, beta, k), "to choose by", 0)["reward"].mean())
+            tuned[f"γ = {gamma}, β = {beta}, k = {k}"] = round(reward, 2)
+            best = max(best, (reward, gamma, beta, k))
+        print(tuned, flush=True)
+    _, gamma, beta, k = best
+    twins, agents = ([train_agent(frames, seed, gamma, weight)[0] for seed in seeds] for weight in (0.0, 1.0))
+    models |= {"supervised twin": ("twin", [policy_of(agent) for agent in twins]),
+               "DDPG" if gamma == GAMMAS[0] else "DDPG for reward": ("rl", [policy_of(agent) for agent in agents]),
+               "DDPG, re-ranked": ("rl", [policy_of(agent, beta, k) for agent in agents])}
+    rows, users = [], {}
+    for mode in simulator.MODES:
+        for name, (kind, recommenders) in models.items():
+            runs = [played(recommend, "to report", seed, mode=mode)
+                    for seed, recommend in zip(seeds, recommenders, strict=True)]
+            mean = pd.concat(runs).groupby(level=0).mean()
+            low, high = evaluation.bootstrap(mean["reward"])
+            rows.append({"name": name, "kind": kind, "protocol": "simulator", "mode": mode, "seeds": len(runs),
+                         **{column: round(float(mean[column].mean()), 3)
+                            for column in ("reward", "length", "rating", "diversity")},
+                         "std": round(float(np.std([run["reward"].mean() for run in runs], ddof=1)), 3),
+                         "reward low": round(low, 2), "reward high": round(high, 2),
+                         **({"gamma": gamma} if kind == "rl" else {}),
+                         **({"beta": str(beta), "candidates": k} if name == "DDPG, re-ranked" else {})})
+            if mode == "no-repeat":
+                users[name] = mean
+            print(rows[-1], flush=True)
+    world = worlds["to report"]
+    return {"rows": rows, "voices": tuned, "users": len(world.user_ids),
+            "world": {"rmse": {key: round(value, 3) for key, value in world.rmse.items()}, "factors": world.n_factors,
+                      "films shown": int((outside["item_id"].value_counts() >= SEEN_ENOUGH).sum()),
+                      "habits": world_habits()},
+            "differences": [difference(users, "DDPG, re-ranked", other, metric) for other in users
+                            if other != "DDPG, re-ranked" for metric in ("reward", "diversity")]}
+
+
+def world_habits() -> dict[str, float]:
+    """Return what the simulator assumes."""
+    return simulator.HABITS._asdict()
+
+
+def readme_table(rows: list[dict]) -> str:
+    """Return the README's table: last-5, and what each model earned in a session of the simulator."""
+    sums = {row["name"]: row["reward"] for row in rows if row["protocol"] == "simulator" and row["mode"] == "no-repeat"}
+    lines = ["| model | NDCG@10 | 95 % over users | HR@10 | reward@10 | reward of a simulated session | seeds |",
+             "| --- | ---: | :---: | ---: | ---: | ---: | ---: |"]
+    for row in sorted((row for row in rows if row["protocol"] == "last-5"), key=lambda row: row["ndcg@10"]):
+        session = f"{sums.pop(row['name']):.0f}" if row["name"] in sums else ""
+        lines.append(f"| {row['name']} | {row['ndcg@10']:.3f} | {row['ndcg@10 low']:.3f} – {row['ndcg@10 high']:.3f} | "
+                     f"{row['hr@10']:.3f} | {row['reward@10']:.3f} | {session} | {row['seeds']} |")
+    lines += [f"| {name} | | | | | {reward:.0f} | |" for name, reward in sums.items()]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("protocols", nargs="*", default=PROTOCOLS, metavar="PROTOCOL", help=", ".join(PROTOCOLS))
+    parser.add_argument("--dataset", default=DEFAULT_DATASET)
+    parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    parser.add_argument("--add-scores", action="store_true", help="train nothing, judge what baselines.py left")
+    options = parser.parse_args()
+    home, seeds = data_dir(options.dataset), SEEDS[:options.seeds]
+    ratings = datasets.read_ratings(datasets.fetch(options.dataset))
+    infos, vectors = metadata.read_infos(home / "infos.json"), read_vectors(home / "texts_bert.p")
+    _, likeness = features.read_item_matrix(home / "embeddings_content.npz")
+    path = res_dir(options.dataset) / "results.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "protocols": {}}
+    judge: dict[str, Callable] = {name: partial(rank_protocol, name, folder=home / "results") for name in PROTOCOLS[:3]}
+    judge["simulator"] = simulate
+    for protocol in options.protocols:
+        if options.add_scores:
+            if protocol in PROTOCOLS[:3]:
+                add_scores(protocol, results, ratings, np.array(list(infos)), home / "results" / protocol)
+                write_json(path, results)
+            continue
+        found = judge[protocol](ratings=ratings, infos=infos, vectors=vectors, likeness=likeness, seeds=seeds)
+        if path.exists():  # another protocol may have been judged meanwhile
+            results = json.loads(path.read_text(encoding="utf-8"))
+        results["rows"] = [row for row in results["rows"] if row["protocol"] != protocol] + found.pop("rows")
+        results["protocols"][protocol] = found
+        write_json(path, results)
+    if options.dataset == DEFAULT_DATASET:
+        replace_block("results-5", readme_table(results["rows"]))
+
+
+if __name__ == "__main__":
+    main()

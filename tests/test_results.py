@@ -1,0 +1,124 @@
+"""The protocols of lesson 10, its estimators, and what `make results` does with them."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from helpers.frames import Frames
+from helpers.lessons import load_lesson
+from tests.benchmarks import results
+
+IDS = np.arange(30)
+
+
+@pytest.fixture
+def ratings():
+    """Logs of 12 users, 24 ratings each, none twice, one rating an hour."""
+    rng = np.random.default_rng(0)
+    rows = [(user, item, float(rng.integers(1, 6)), 3600 * (24 * user + step)) for user in range(12)
+            for step, item in enumerate(rng.permutation(30)[:24])]
+    return pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "timestamp"])
+
+
+@pytest.fixture
+def lesson():
+    return load_lesson("10_evaluation")
+
+
+@pytest.mark.parametrize("protocol", ["last-1", "last-5", "temporal"])
+def test_no_protocol_fits_on_what_it_asks_for(ratings, protocol):
+    if protocol == "temporal":
+        ratings["timestamp"] %= 3600 * 24  # all users at once
+        ratings = ratings.sort_values(["user_id", "timestamp"], ignore_index=True)
+    part = results.cut(ratings, protocol)
+    key = ["user_id", "item_id"]
+    trained = set(part.train[key].itertuples(index=False, name=None))
+    held_out = [set(cases[key].itertuples(index=False, name=None)) for turns in (part.valid, part.test)
+                for _, cases in turns]
+    test = set.union(*held_out[len(part.valid):])
+    assert test and not trained & test
+    if protocol != "temporal":  # whose validation lies inside the training part, and is fitted before it
+        assert not trained & set.union(*held_out[:len(part.valid)])
+    for turns in (part.valid, part.test):
+        for history, cases in turns:
+            known = set(history[key].itertuples(index=False, name=None))
+            assert not known & set(cases[key].itertuples(index=False, name=None))
+            latest = history.groupby("user_id")["timestamp"].max()
+            assert (cases["timestamp"] > cases["user_id"].map(latest)).all()
+
+
+def test_scores_of_others_are_judged_case_by_case(ratings, tmp_path):
+    part = results.cut(ratings, "last-5")
+    matrix = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    results.write_cases(tmp_path, part, IDS, matrix)
+    cases, histories = (pd.read_csv(tmp_path / f"test{kind}.csv") for kind in ("", "_histories"))
+    assert len(cases) == 60 and cases["case"].is_unique
+    for case in (0, 17, 59):  # a case's history is all that its user had rated until then
+        row = cases.set_index("case").loc[case]
+        before = ratings[(ratings["user_id"] == row["user_id"]) & (ratings["timestamp"] < row["timestamp"])]
+        assert histories.loc[histories["case"] == case, "item_id"].tolist() == before["item_id"].tolist()
+    oracle = np.zeros((60, 30), np.float16)
+    oracle[cases["case"], cases["item_id"]] = 1
+    oracle[7] *= -1  # one case is answered wrongly: the film comes last
+    (tmp_path / "scores").mkdir()
+    np.save(tmp_path / "scores" / "oracle-0.npy", oracle)
+    for known in ({"name": "oracle", "seeds": 1, "cpu_s": 2, "tried": []}, {"name": "slow", "seeds": 0}):
+        (tmp_path / "scores" / f"{known['name']}.json").write_text(json.dumps(known))
+    (name, runs, _), = results.scored(tmp_path, results.framed(part.test, IDS, matrix), None)
+    wrong = cases.set_index("case").loc[7, "user_id"]
+    expected = np.where(np.arange(12) == wrong, 0.8, 1.0)
+    assert name == "oracle" and runs[0]["HR@10"].to_numpy() == pytest.approx(expected)
+
+
+def test_a_voice_must_not_cost_ranking_and_the_best_of_these_earns_most():
+    judged = {(0.9, beta): pd.Series({"NDCG@10": ndcg, "reward@10": reward}) for beta, ndcg, reward in
+              [(0.0, 0.10, 0.40), (0.1, 0.11, 0.45), (0.3, 0.10, 0.50), (1.0, 0.09, 0.90)]}
+    assert results.choose(judged, judged[0.9, 0.0]) == (0.9, 0.3)
+    assert results.choose(judged, pd.Series({"NDCG@10": 0.2, "reward@10": 0.0})) == (0.9, 1.0)
+
+
+def test_differences_are_paired_and_rows_say_their_spread():
+    users = {"a": pd.DataFrame({"NDCG@10": [0.5, 0.7, 0.9]}), "b": pd.DataFrame({"NDCG@10": [0.4, 0.6, 0.8]})}
+    assert results.difference(users, "a", "b") == {"one": "a", "other": "b", "metric": "ndcg@10", "difference": 0.1,
+                                                   "low": 0.1, "high": 0.1, "ratio": 1.167}
+    row, mean = results.judged_row("a", "rl", "last-1", list(users.values()), 3.14159)
+    assert row["ndcg@10"] == 0.65 and row["std"] == 0.0707 and row["seeds"] == 2 and row["cpu_s"] == 3.1
+    assert mean["NDCG@10"].tolist() == pytest.approx([0.45, 0.65, 0.85])
+
+
+def test_estimates_of_another_policy_by_hand(lesson):
+    reward, weight = np.array([1.0, 2.0, 4.0]), np.array([0.5, 1.0, 2.0])
+    model_logged, model_policy = np.array([1.0, 1.0, 3.0]), np.array([2.0, 2.0, 3.0])
+    said = lesson.off_policy(reward, weight, model_logged, model_policy)
+    assert said["IPS"] == pytest.approx((0.5 + 2 + 8) / 3) and said["SN"] == pytest.approx((0.5 + 2 + 8) / 3.5)
+    assert said["DR"] == pytest.approx((2 + (2 + 1) + (3 + 2)) / 3) and said["model alone"] == pytest.approx(7 / 3)
+    assert said["effective cases"] == pytest.approx(3.5 ** 2 / 5.25)
+
+
+def test_a_policys_judge_learns_its_reward_alone_without_a_discount(lesson, twenty_users: Frames):
+    judge = lesson.new_judge(0, twenty_users, 3e-3, hidden_size=32)
+    index = torch.arange(len(twenty_users))
+    first = lesson.fqe_update(judge, twenty_users, index, choose=None, gamma=0.0, tau=0.5)["loss/critic"].item()
+    for _ in range(200):
+        last = lesson.fqe_update(judge, twenty_users, index, choose=None, gamma=0.0, tau=0.5)["loss/critic"].item()
+    assert last < first / 3
+
+
+def test_a_policys_judge_asks_the_policy_about_the_next_state(lesson, twenty_users: Frames):
+    asked = []
+
+    def choose(state):
+        asked.append(state)
+        return twenty_users.items[:1].expand(len(state), -1)
+
+    judge, index = lesson.new_judge(0, twenty_users, hidden_size=32), torch.arange(9)
+    t = twenty_users.gather(index)
+    with torch.no_grad():
+        y = t.reward + 0.9 * judge["critic_target"](t.next_state, twenty_users.items[:1].expand(9, -1))
+        loss = (judge["critic"](t.state, t.action) - y).square().mean()
+    assert lesson.fqe_update(judge, twenty_users, index, choose=choose, gamma=0.9, tau=0.1)["loss/critic"].item() == \
+        pytest.approx(loss.item(), rel=1e-5)
+    assert torch.equal(asked[0], t.next_state)
