@@ -130,10 +130,11 @@ def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: di
         "popularity": ("baseline", [evaluation.popularity_recommender(part.train)], 0.0, {})}
     for name, plain in (("EASE", True), ("EASE, recent films", False)):
         started, tried = time.process_time(), {}
-        for ridge, last, decay in (setting for setting in EASE_GRID if (setting[1] == 10_000) == plain):
-            # the validation of the temporal protocol lies inside train: what is tried there is fitted before it
-            fitted = evaluation.fit_ease(part.valid[0][0], ids, ridge)
-            recommend = evaluation.ease_recommender(fitted, last, decay)
+        settings = [setting for setting in EASE_GRID if (setting[1] == 10_000) == plain]
+        # the validation of the temporal protocol lies inside train: what is tried there is fitted before it
+        fitted = {ridge: evaluation.fit_ease(part.valid[0][0], ids, ridge) for ridge in {each[0] for each in settings}}
+        for ridge, last, decay in settings:
+            recommend = evaluation.ease_recommender(fitted[ridge], last, decay)
             tried[ridge, last, decay] = users_of(recommend, valid)["NDCG@10"].mean()
         ridge, last, decay = max(tried, key=tried.get)
         models[name] = ("baseline", [evaluation.ease_recommender(evaluation.fit_ease(part.train, ids, ridge), last,
@@ -166,13 +167,14 @@ def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: di
     rows, users = [], {}
     train_users = test[0][0].user_ids
     for name, (kind, recommenders, cpu, more) in models.items():
-        runs = [users_of(recommend, test) for recommend in recommenders]
+        ranks = [ranked(recommend, test) for recommend in recommenders]
+        runs = [evaluation.user_metrics(each, relevant=part.relevant) for each in ranks]
         slates = evaluation.slates_of(recommenders[0], test[0][0], train_users)
         more |= {key: round(value, 4) for key, value in
                  evaluation.slate_metrics(slates, likeness, part.train, ids).items()}
-        hits = pd.concat([ranked(recommend, test).query("rank <= 10") for recommend in recommenders[:1]])
+        stars = ranks[0].loc[ranks[0]["rank"] <= 10, "rating"].mean()
         row, users[name] = judged_row(name, kind, protocol, runs, cpu, **more,
-                                      **{"stars of hits": round(float(hits["rating"].mean()), 3)})
+                                      **{"stars of hits": round(float(stars), 3)})
         rows.append(row)
         print(row, flush=True)
     evaluation.write_cases(folder / protocol / "users.csv", users)
@@ -309,14 +311,9 @@ def simulate(ratings: pd.DataFrame, infos: dict, vectors: dict, likeness: np.nda
     return {"rows": rows, "voices": tuned, "users": len(world.user_ids),
             "world": {"rmse": {key: round(value, 3) for key, value in world.rmse.items()}, "factors": world.n_factors,
                       "films shown": int((outside["item_id"].value_counts() >= SEEN_ENOUGH).sum()),
-                      "habits": world_habits()},
+                      "habits": simulator.HABITS._asdict()},
             "differences": [difference(users, "DDPG, re-ranked", other, metric) for other in users
                             if other != "DDPG, re-ranked" for metric in ("reward", "diversity")]}
-
-
-def world_habits() -> dict[str, float]:
-    """Return what the simulator assumes."""
-    return simulator.HABITS._asdict()
 
 
 def readme_table(rows: list[dict]) -> str:
