@@ -29,6 +29,7 @@ SEEDS = (0, 1, 2, 3, 4)
 FRAME_SIZE, MAX_STEPS, BATCH_SIZE, LEARNING_RATE = 10, 800, 512, 3e-3   # lesson 05's
 GAMMAS = (0.9, 0.5, 0.0)
 VOICES = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0, np.inf)
+CHOSEN_ON, CHOOSING_SEEDS = "last-5", 3  # the protocol whose validation chooses γ and β for all, and by how many seeds
 CANDIDATES = 100
 RELEVANT = 4.0          # stars, in the temporal protocol
 WORLD_SHARE = 0.3       # users the simulator is fitted on, whom no agent sees
@@ -38,7 +39,10 @@ EASE_GRID = [(ridge, last, decay) for ridge in (100, 400, 1000, 2000)
 
 
 class Cut(NamedTuple):
-    """A protocol: what may be fitted on, and (history, cases) to choose by and to report by."""
+    """A protocol: what may be fitted on, and (history, cases) to choose by and to report by.
+
+    The validation of `temporal` lies inside `train`, whose own end it is: what is chosen by it is fitted before it.
+    """
 
     train: pd.DataFrame
     valid: list[tuple[pd.DataFrame, pd.DataFrame]]
@@ -115,8 +119,8 @@ def difference(users: dict[str, pd.DataFrame], one: str, other: str, metric: str
 
 
 def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: dict, likeness: np.ndarray,
-                  folder: Path, seeds: tuple[int, ...]) -> dict[str, Any]:
-    """Return {"rows", "differences", "voices", …} of one of the ranking protocols."""
+                  folder: Path, seeds: tuple[int, ...], chosen: dict | None = None) -> dict[str, Any]:
+    """Return {"rows", "differences", "voices", "chosen", …} of one of the ranking protocols."""
     part, ids = cut(ratings, protocol), np.array(list(infos))
     matrix = features.item_matrix(part.train, infos, vectors)
     valid, test = framed(part.valid, ids, matrix), framed(part.test, ids, matrix)
@@ -141,29 +145,25 @@ def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: di
                                                                  decay)],
                         time.process_time() - started, {"tried": len(tried), "chosen": str((ridge, last, decay))})
 
-    inner = Frames(part.valid[0][0], ids, features.item_matrix(part.valid[0][0], infos, vectors), FRAME_SIZE) \
-        if protocol == "temporal" else None  # there, what is chosen must be trained before the validation too
-    inner_valid = framed(part.valid, ids, inner.items.numpy()) if inner else valid
-    frames, judged = Frames(part.train, ids, matrix, FRAME_SIZE), {}
-    twin, _ = train_agent(inner or frames, 0, 0.9, value_weight=0.0)
-    for gamma in GAMMAS:
-        agent, _ = train_agent(inner or frames, 0, gamma)
-        judged |= {(gamma, beta): users_of(policy_of(agent, beta), inner_valid).mean() for beta in VOICES}
-    floor = users_of(policy_of(twin), inner_valid).mean()
-    gamma, beta = choose(judged, floor)
-    voices = [{"gamma": each[0], "beta": str(each[1]), **{metric.lower(): round(float(means[metric]), 4)
-               for metric in ("NDCG@10", "reward@10")}} for each, means in
-              {("twin", 0.0): floor, **judged}.items()]
-    print(protocol, gamma, beta, voices, flush=True)
-    twins, agents = ([train_agent(frames, seed, gamma, weight) for seed in seeds] for weight in (0.0, 1.0))
+    frames = Frames(part.train, ids, matrix, FRAME_SIZE)
+    twins = [train_agent(frames, seed, GAMMAS[0], value_weight=0.0) for seed in seeds]
+    agents = {GAMMAS[0]: [train_agent(frames, seed, GAMMAS[0]) for seed in seeds]}
+    voices: list[dict] = []
+    if protocol == CHOSEN_ON:
+        agents |= {gamma: [train_agent(frames, seed, gamma) for seed in seeds[:CHOOSING_SEEDS]] for gamma in GAMMAS[1:]}
+        (gamma, beta), voices = voices_of(agents, twins, partial(users_of, turns=valid))
+    elif chosen is None:
+        raise SystemExit(f"γ and β of {protocol} are those that {CHOSEN_ON} chose: judge that one first")
+    else:
+        gamma, beta = chosen["gamma"], float(chosen["beta"])
+    done = agents.get(gamma, [])
+    agents[gamma] = [*done, *(train_agent(frames, seed, gamma) for seed in seeds[len(done):])]
     models["supervised twin"] = ("twin", [policy_of(agent) for agent, _ in twins], twins[0][1], {})
-    as_taught = agents if gamma == GAMMAS[0] else [train_agent(frames, seed, GAMMAS[0]) for seed in seeds]
-    models["DDPG"] = ("rl", [policy_of(agent) for agent, _ in as_taught], as_taught[0][1], {"gamma": GAMMAS[0]})
-    if gamma != GAMMAS[0]:
-        models["DDPG for reward"] = ("rl", [policy_of(agent) for agent, _ in agents], agents[0][1], {"gamma": gamma})
-    if beta:  # else the critic's second voice is silent
-        models["DDPG, re-ranked"] = ("rl", [policy_of(agent, beta) for agent, _ in agents], agents[0][1],
-                                     {"gamma": gamma, "beta": str(beta)})
+    models["DDPG"] = ("rl", [policy_of(agent) for agent, _ in agents[GAMMAS[0]]], agents[GAMMAS[0]][0][1],
+                      {"gamma": GAMMAS[0]})
+    if (gamma, beta) != (GAMMAS[0], 0.0):
+        models["DDPG for reward"] = ("rl", [policy_of(agent, beta) for agent, _ in agents[gamma]],
+                                     agents[gamma][0][1], {"gamma": gamma, "beta": str(beta)})
     rows, users = [], {}
     train_users = test[0][0].user_ids
     for name, (kind, recommenders, cpu, more) in models.items():
@@ -178,8 +178,23 @@ def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: di
         rows.append(row)
         print(row, flush=True)
     evaluation.write_cases(folder / protocol / "users.csv", users)
-    return {"rows": rows, "cases": sum(len(cases) for _, cases in test), "users": len(users["DDPG"]), "voices": voices,
-            "differences": differences_of(users)}
+    return {"rows": rows, "cases": sum(len(cases) for _, cases in test), "users": len(users["DDPG"]),
+            "chosen": {"gamma": gamma, "beta": str(beta)}, "voices": voices, "differences": differences_of(users)}
+
+
+def voices_of(agents: dict[float, list], twins: list, users_of: Callable) -> tuple[tuple[float, float], list[dict]]:
+    """Return the (γ, β) to take by `choose`, and every one's validation, means over the seeds that all have."""
+    n = min(len(runs) for runs in agents.values())
+
+    def mean_of_seeds(runs: list, beta: float) -> pd.Series:
+        return sum(users_of(policy_of(agent, beta)).mean() for agent, _ in runs[:n]) / n
+
+    judged = {(gamma, beta): mean_of_seeds(runs, beta) for gamma, runs in agents.items() for beta in VOICES}
+    floor = mean_of_seeds(twins, 0.0)
+    voices = [{"gamma": gamma, "beta": str(beta), "seeds": n,
+               **{metric.lower(): round(float(means[metric]), 4) for metric in ("NDCG@10", "reward@10")}}
+              for (gamma, beta), means in {("twin", 0.0): floor, **judged}.items()]
+    return choose(judged, floor), voices
 
 
 def differences_of(users: dict[str, pd.DataFrame]) -> list[dict]:
@@ -350,6 +365,8 @@ def main() -> None:
                 add_scores(protocol, results, ratings, np.array(list(infos)), home / "results" / protocol)
                 write_json(path, results)
             continue
+        if protocol in PROTOCOLS[:3]:
+            judge[protocol].keywords["chosen"] = results["protocols"].get(CHOSEN_ON, {}).get("chosen")
         found = judge[protocol](ratings=ratings, infos=infos, vectors=vectors, likeness=likeness, seeds=seeds)
         if path.exists():  # another protocol may have been judged meanwhile
             results = json.loads(path.read_text(encoding="utf-8"))
