@@ -1,18 +1,23 @@
 # make run   fetch the data, execute the lessons, print what they reached   (DATASET=name, folder or .zip)
 # make test  lint, unit tests, and every notebook cell by cell
 # make bench  how fast ratings become transitions, on a synthetic table of 20 million (needs 3 GB of disk), how fast
-#             films are asked for, of a local stand-in for TMDB, and how fast DDPG learns: 12 minutes in all
+#             films are asked for, of a local stand-in for TMDB, how fast DDPG learns, and how fast the service
+#             answers: 16 minutes in all
 # make results  judge policies and baselines by every protocol of lesson 10, five seeds each: hours
 # make lab   open the lessons in JupyterLab
+# make serve  recommend in the browser with what lesson 11 wrote, at http://127.0.0.1:8000   (DATASET, ADDRESS, PORT)
+# make docker-check  follow both Dockerfiles for real: with Docker where there is one, else in a fresh environment
 PYTHON  ?= python3.11
 DATASET ?= ml-100k
+ADDRESS ?= 127.0.0.1
+PORT    ?= 8000
 BIN     := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test bench results lab notes clean
+.PHONY: run test bench results lab serve docker-check notes clean
 .DELETE_ON_ERROR:
 
-.venv/ready: requirements.txt pyproject.toml
+.venv/ready: requirements.txt build/requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	@echo "installing the requirements into .venv: a minute or two"
 	$(BIN)/python -m pip install --quiet -r requirements.txt
@@ -25,13 +30,31 @@ run: .venv/ready
 test: .venv/ready
 	$(BIN)/ruff check .
 	rm -rf .test
-	@# nbval reads a cell's messages when the cell has ended and loses those beyond 1,000: let progress bars send few
-	RECNN_ROOT=$(CURDIR)/.test TQDM_MININTERVAL=5 $(BIN)/python -m pytest helpers tests --nbval notes --nbval-cell-timeout=1800 -v
+	RECNN_ROOT=$(CURDIR)/.test $(BIN)/python -c "from helpers import datasets as d; d.fetch('ml-100k'), d.fetch_model()"
+	$(MAKE) --no-print-directory --keep-going --jobs 2 check-data check-units $(CHECKED)
+
+# Two lanes of one thread each do more than one of two. A lesson waits for those whose artefacts it reads; what others
+# wait for, or takes longest, stands first. nbval reads a cell's messages when the cell has ended and loses those
+# beyond 1,000, so progress bars send few.
+CHECKED := $(addprefix check-,05 08 06 07 11 12 09 10)
+PYTEST  := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 TQDM_MININTERVAL=5 $(BIN)/python -m pytest -v
+NBVAL   := RECNN_ROOT=$(CURDIR)/.test $(PYTEST) --nbval --nbval-cell-timeout=3600
+.PHONY: check-data check-units $(CHECKED)
+check-units:
+	RECNN_ROOT=$(CURDIR)/.test/units $(PYTEST) helpers tests
+check-data:
+	$(NBVAL) notes/0[0-4]_*.ipynb
+$(CHECKED): check-%:
+	$(NBVAL) notes/$*_*.ipynb
+check-05 check-12: check-data
+check-06 check-07 check-08 check-11: check-05
+check-09 check-10: check-06 check-07 check-08
 
 bench: .venv/ready
 	$(BIN)/python -m tests.benchmarks.frames
 	$(BIN)/python -m tests.benchmarks.metadata
 	$(BIN)/python -m tests.benchmarks.agents
+	$(BIN)/python -m tests.benchmarks.service
 
 # the baselines of other libraries want other versions than ours, so they have an environment of their own
 data/results-env/ready: requirements-results.txt
@@ -48,6 +71,15 @@ results: .venv/ready data/results-env/ready
 
 lab: .venv/ready
 	cd notes && ../$(BIN)/jupyter lab
+
+serve: .venv/ready
+	@folder="$$($(BIN)/python -c 'import sys; from helpers.files import build_dir; print(build_dir(sys.argv[1]))' \
+		"$(DATASET)")"; \
+	test -f "$$folder/service.py" || { echo "no model of $(DATASET) yet: make run DATASET=$(DATASET)"; exit 1; }; \
+	exec $(BIN)/python -m uvicorn service:app --app-dir "$$folder" --host $(ADDRESS) --port $(PORT)
+
+docker-check: .venv/ready
+	RECNN_DOCKER=1 $(BIN)/python -m pytest -s tests/test_docker.py
 
 # for whoever edits a lesson: execute it into notes/ as it is committed, e.g. make notes ONLY="05 09"
 notes: .venv/ready

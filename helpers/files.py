@@ -46,6 +46,11 @@ def res_dir(dataset: str, root: Path = ROOT) -> Path:
     return folder
 
 
+def build_dir(dataset: str, root: Path = ROOT) -> Path:
+    """Return the folder that is ready to ship: build/ for the default data set, else data/<name>/build."""
+    return root / "build" if dataset == DEFAULT_DATASET else data_dir(dataset, root) / "build"
+
+
 def shown(path: Path) -> str:
     """Return a path as a reader should see it: relative to the project, forward slashes."""
     path = Path(path)

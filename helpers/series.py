@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,7 +23,17 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from tqdm import tqdm
 
 from helpers.datasets import fetch, fetch_model, read_items, read_ratings
-from helpers.files import DEFAULT_DATASET, PROJECT, DataError, data_dir, replacing, res_dir, shown, write_json
+from helpers.files import (
+    DEFAULT_DATASET,
+    PROJECT,
+    DataError,
+    build_dir,
+    data_dir,
+    replacing,
+    res_dir,
+    shown,
+    write_json,
+)
 
 NOTES = PROJECT / "notes"
 
@@ -32,7 +43,8 @@ def _agent(name: str) -> list[str]:
     return [f"policies/{name}.pt", f"cases/{name}.csv", f"runs/{name}/scalars.csv", f"runs/{name}/actions.npz"]
 
 
-# lesson → (lessons whose artefacts it reads, what it writes in data/<dataset>/, figures in res/)
+# lesson → (lessons whose artefacts it reads, what it writes in data/<dataset>/, figures in res/);
+# what begins with build/ lies in the folder that is ready to ship, `build_dir`
 LESSONS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "00_architecture": ([], [], []),
     "01_data_parsing": ([], ["infos.json"], []),
@@ -46,7 +58,19 @@ LESSONS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "09_diagnostics": (["05_ddpg", "06_d4pg", "07_rainbow", "08_ode"], [],
                        ["graphs.png", "agents.png", "cov.png", "embeddings.png"]),
     "10_evaluation": (["05_ddpg", "06_d4pg", "07_rainbow", "08_ode"], [], ["calibration.png"]),
+    "11_ship": (["05_ddpg"], [f"build/model/{name}" for name in ("manifest.json", "actor.onnx", "critic.onnx",
+                                                                 "items.npz", "items.json")],
+                ["search.png", "map.png"]),
+    "12_your_data": (["02_embeddings", "05_ddpg"], ["own/events.csv", "own/catalogue.parquet",
+                                                    "news_sample/train/behaviors.tsv",
+                                                    "news_sample/dev/behaviors.tsv"], []),
 }
+
+
+def artefact(dataset: str, path: str) -> Path:
+    """Return where an artefact of `LESSONS` lies."""
+    inside = path.removeprefix("build/")
+    return build_dir(dataset) / inside if inside != path else data_dir(dataset) / path
 
 
 def code_of(notebook: nbformat.NotebookNode) -> list[str]:
@@ -75,10 +99,16 @@ def _nodes(source: str) -> list[ast.AST]:
 
 
 def fingerprint(notebook: nbformat.NotebookNode, upstream: list[str], source: str) -> str:
-    """Return a hash of all a lesson depends on: its code, its helpers, the versions, the data, the lessons before."""
+    """Return a hash of all a lesson depends on: its code, its helpers, the versions, the data, the lessons before.
+
+    A lesson that fills `build_dir` depends on the sources in build/ too.
+    """
     code = code_of(notebook)
     helpers = [(PROJECT / "helpers" / f"{name}.py").read_text(encoding="utf-8") for name in sorted(modules_of(code))]
     pins = (PROJECT / "requirements.txt").read_text(encoding="utf-8")
+    if any("build_dir" in cell for cell in code):
+        sources = sorted(path for path in (PROJECT / "build").iterdir() if path.is_file())
+        helpers += [path.read_text(encoding="utf-8") for path in sources]
     return hashlib.sha256(json.dumps([code, helpers, pins, upstream, source]).encode()).hexdigest()
 
 
@@ -150,7 +180,7 @@ def _run(dataset: str, only: list[str] | None, in_place: bool, force: bool) -> i
     record_path = home / "run.json"
     record = json.loads(record_path.read_text(encoding="utf-8")) if record_path.exists() else {}
     lessons = {name: nbformat.read(NOTES / f"{name}.ipynb", as_version=4) for name in LESSONS}
-    outputs = {name: [home / path for path in writes] + [res_dir(dataset) / path for path in figures]
+    outputs = {name: [artefact(dataset, path) for path in writes] + [res_dir(dataset) / path for path in figures]
                for name, (_, writes, figures) in LESSONS.items()}
     prints: dict[str, str] = {}
     stale = []
@@ -212,6 +242,9 @@ def closing_table(dataset: str, record: dict, ran: list[str]) -> str:
     if len(table):
         lines += ["", f"{dataset}: each user's last interaction, ranked among the whole catalogue",
                   table.to_string(index=False)]
+    if "11_ship" in record:
+        option = "" if dataset == DEFAULT_DATASET else f" DATASET={shlex.quote(dataset)}"
+        lines += ["", f"to try it in a browser: make serve{option}, then http://127.0.0.1:8000"]
     return "\n".join(lines)
 
 

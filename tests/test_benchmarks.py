@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from helpers.datasets import read_ratings
 from helpers.files import PROJECT
 from helpers.networks import Joint
-from tests.benchmarks import agents, frames, synthetic
+from tests.benchmarks import agents, frames, service, synthetic
 from tests.benchmarks.readme import block
 
 SHAPE = dict(n_users=200, n_items=500, n_ratings=12_000)
@@ -31,10 +31,11 @@ def test_synthetic_ratings_are_the_same_for_a_seed_alone():
     assert synthetic.make(**SHAPE, seed=1) == synthetic.make(**SHAPE, seed=1) != synthetic.make(**SHAPE, seed=2)
 
 
-@pytest.mark.parametrize(("name", "bench"), [("bench_frames", frames), ("bench_agents", agents)])
+@pytest.mark.parametrize(("name", "bench"), [("bench_frames", frames), ("bench_agents", agents),
+                                             ("bench_service", service)])
 def test_readme_shows_the_measured_table_and_the_ratios_follow_from_its_rows(name, bench):
     result = json.loads((PROJECT / "res" / f"{name}.json").read_text(encoding="utf-8"))
-    mark = {"bench_frames": "bench", "bench_agents": "agents"}[name]
+    mark = {"bench_frames": "bench", "bench_agents": "agents", "bench_service": "service"}[name]
     assert block(mark, bench.table(result)) in (PROJECT / "README.md").read_text(encoding="utf-8")
     assert bench.ratios(result["rows"]) == result["ratios"]
     assert "bf16_ndcg" not in result or agents.bf16_ndcg(result["rows"]) == result["bf16_ndcg"]

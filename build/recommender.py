@@ -1,0 +1,293 @@
+"""Recommend from the folder `model/` that lesson 11 writes: numpy and onnxruntime, nothing of the training.
+
+n items, E numbers a vector, F places in a state, B requests answered together.
+"""
+
+import hashlib
+import io
+import json
+import re
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnxruntime
+
+FORMAT = 1       # of the model folder, as its manifest says
+NEEDED = ("actor.onnx", "critic.onnx", "items.npz", "items.json")
+THREADS = 1      # for a product: the networks are small, and the other processors are for other requests
+SEARCHED = 1000  # nearest items an approximate index is always asked for; who needs more is served exactly
+SPELT = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "æ": "ae", "œ": "oe", "'": None, "’": None})
+
+
+class ModelError(ValueError):
+    """A model folder that cannot be served; the message says why and what to do."""
+
+
+class UnknownItem(ValueError):
+    """An item id that is not in the catalogue."""
+
+
+class Ask(NamedTuple):
+    """What one request asks for, in rows of the item matrix."""
+
+    rows: np.ndarray     # (h,) items rated, oldest first, each once
+    ratings: np.ndarray  # (h,) float32
+    hidden: np.ndarray   # (m,) items that may not be in the slate: rated or left out, each once
+    k: int               # items wanted
+    beta: float          # how loud the critic is; 0 leaves the slate to the actor
+
+
+def verified(folder: Path) -> tuple[dict, dict[str, bytes]]:
+    """Return (manifest, {file name: content}) of a model folder whose files are those of its manifest.
+
+    Raises:
+        ModelError: if a file is missing, or is not the one that the manifest describes.
+    """
+    path, whole = folder / "manifest.json", "copy the whole folder again, or run notes/11_ship.ipynb"
+    try:
+        manifest = json.loads(path.read_bytes())
+        if manifest["format"] != FORMAT:
+            raise ModelError(f"{path} is of format {manifest['format']!r}, and this code reads format {FORMAT}: "
+                             f"take model and code from one version")
+        content = {name: (folder / Path(name).name).read_bytes() for name in manifest["files"]}
+        for name, described in manifest["files"].items():
+            if hashlib.sha256(content[name]).hexdigest() != described["sha256"]:
+                raise ModelError(f"{folder / name} is not the file that manifest.json describes: {whole}")
+    except FileNotFoundError as error:
+        raise ModelError(f"{error.filename} is not there: run notes/11_ship.ipynb, or set RECNN_MODEL to the "
+                         f"folder that it wrote") from error
+    except OSError as error:
+        raise ModelError(f"{error.filename} cannot be read ({error.strerror}): RECNN_MODEL must name a folder that "
+                         f"notes/11_ship.ipynb wrote, readable for this user") from error
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is no manifest of a model ({error}): {whole}") from error
+    if missing := [name for name in NEEDED if name not in content]:
+        raise ModelError(f"{path} lists no {', '.join(missing)}: {whole}")
+    return manifest, content
+
+
+def network(content: bytes) -> onnxruntime.InferenceSession:
+    """Return an ONNX network, ready to run."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = THREADS, 1
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text without case and accents.
+
+    >>> words("Amélie’s Élan (2001)")
+    ['amelies', 'elan', '2001']
+    """
+    plain = unicodedata.normalize("NFKD", text).casefold().translate(SPELT)
+    return re.findall(r"\w+", "".join(letter for letter in plain if not unicodedata.combining(letter)))
+
+
+class Recommender:
+    """A model folder in memory: it finds items by title and answers requests, many at a time.
+
+    Raises:
+        ModelError: if the folder is not whole, or its parts do not fit each other.
+    """
+
+    def __init__(self, folder: Path):
+        self.manifest, content = verified(Path(folder))
+        try:
+            self._take(content)
+        except Exception as error:  # damaged contents can make their readers raise nearly anything
+            raise ModelError(f"{folder} holds no model that fits its manifest ({type(error).__name__}: "
+                             f"{str(error).partition(chr(10))[0]}): run notes/11_ship.ipynb again") from error
+
+    def _take(self, content: dict[str, bytes]) -> None:
+        manifest = self.manifest
+        self.frame_size, self.embed_size = manifest["frame_size"], manifest["embed_size"]
+        self.dataset, self.policy = str(manifest["dataset"]), str(manifest["policy"])
+        self.candidates, self.beta = int(manifest["critic"]["candidates"]), float(manifest["critic"]["beta"])
+        self.gamma = float(manifest["critic"]["gamma"])
+        self.low, self.high, self.step = (float(manifest["rating"][key]) for key in ("low", "high", "step"))
+        self.items: list[dict] = json.loads(content["items.json"])
+        with np.load(io.BytesIO(content["items.npz"]), allow_pickle=False) as arrays:
+            self.matrix = np.ascontiguousarray(arrays["matrix"], np.float32)  # (n, E)
+            self.n_ratings = arrays["ratings"]                                # (n,)
+            self.map = arrays["map"]                                          # (n, 2)
+            self.axes, self.mean = arrays["axes"], arrays["mean"]             # (2, E), (E,)
+        self.place_norm = float(manifest["map"]["norm"])
+        self.actor, self.critic = network(content["actor.onnx"]), network(content["critic.onnx"])
+        self.index = None
+        if manifest["search"]["kind"] == "hnsw":
+            import faiss  # for large catalogues alone
+            faiss.omp_set_num_threads(THREADS)
+            self.index = faiss.deserialize_index(np.frombuffer(content["index.faiss"], np.uint8))
+        n, width = len(self.items), self.frame_size * (self.embed_size + 1)
+        self.row_of = {item["id"]: row for row, item in enumerate(self.items)}
+        if not (n == len(self.row_of) == manifest["n_items"] and self.matrix.shape == (n, self.embed_size)
+                and self.map.shape == (n, 2) and self.n_ratings.shape == (n,)
+                and self.axes.shape == (2, self.embed_size) and self.mean.shape == (self.embed_size,)
+                and (self.index is None or self.index.ntotal == n)
+                and all(net.get_inputs()[0].shape[1] == width for net in (self.actor, self.critic))):
+            raise ModelError("sizes differ")
+        self.norm = np.maximum(np.linalg.norm(self.matrix, axis=1), 1e-12)  # (n,)
+        self.by_ratings = np.argsort(-self.n_ratings, kind="stable")        # rows, most rated first
+        self.popularity = np.log((self.n_ratings + 1) / (self.n_ratings + 1).sum())
+        found: dict[str, set[int]] = {}
+        for place, row in enumerate(self.by_ratings):
+            for word in words(self.items[row]["title"]):
+                found.setdefault(word, set()).add(place)
+        self.vocabulary = sorted(found)
+        self.places = [found[word] for word in self.vocabulary]  # of each word: which of `by_ratings` have it
+
+    def search(self, text: str, limit: int) -> list[dict]:
+        """Return the items whose titles have words that begin like those of `text`, most rated first."""
+        places: range | list[int] = range(len(self.items))
+        for number, word in enumerate(words(text)):
+            first = bisect_left(self.vocabulary, word)
+            last = bisect_left(self.vocabulary, word + "\U0010ffff")
+            having = set().union(*self.places[first:last])
+            places = sorted(having if number == 0 else having.intersection(places))
+        return [{"item_id": item["id"], "title": item["title"], "year": item["year"], "genres": item["genres"],
+                 "ratings": int(self.n_ratings[row])}
+                for row in self.by_ratings[list(places[:limit])] for item in [self.items[row]]]
+
+    def rows(self, ids: Iterable[int | str]) -> np.ndarray:
+        """Return the rows of items.
+
+        Raises:
+            UnknownItem: naming the first five ids that are not in the catalogue.
+        """
+        ids = list(ids)
+        if unknown := [item_id for item_id in ids if item_id not in self.row_of]:
+            named = ", ".join(json.dumps(item_id)[:40] for item_id in unknown[:5])
+            raise UnknownItem(f"{named} {'is' if len(unknown) == 1 else 'are'} not in the catalogue of "
+                              f"{len(self.items):,} items: GET /items finds ids by title")
+        return np.array([self.row_of[item_id] for item_id in ids], np.int64)
+
+    def ask(self, history: Iterable[tuple[int | str, float]], k: int, exclude: Iterable[int | str] = (),
+            beta: float | None = None) -> Ask:
+        """Return a request for `recommend`; an item rated twice counts once, with its last rating and its place.
+
+        Raises:
+            UnknownItem: for an id that is not in the catalogue.
+        """
+        last: dict[int | str, float] = {}
+        for item_id, rating in history:
+            last.pop(item_id, None)
+            last[item_id] = rating
+        rows = self.rows(last)
+        return Ask(rows, np.fromiter(last.values(), np.float32, len(last)),
+                   np.unique(np.concatenate([rows, self.rows(exclude)])), k, self.beta if beta is None else beta)
+
+    def states(self, asks: list[Ask]) -> np.ndarray:
+        """Return (B, F·(E+1)) float32: vectors of the last F items, oldest first, then their ratings.
+
+        A shorter history, of one rating at least, is repeated until the frame is full, the newest last: the critic
+        has never seen a frame with gaps, and lesson 11 shows what it makes of one.
+        """
+        place = np.arange(-self.frame_size, 0)
+        known = [np.mod(place, len(rows)) + len(ask.rows) - len(rows)
+                 for ask in asks for rows in [ask.rows[-self.frame_size:]]]
+        vectors = np.stack([self.matrix[ask.rows[kept]] for ask, kept in zip(asks, known, strict=True)])
+        ratings = np.stack([ask.ratings[kept] for ask, kept in zip(asks, known, strict=True)])
+        return np.concatenate([vectors.reshape(len(asks), -1), ratings], axis=1)
+
+    def best(self, proto_action: np.ndarray, asks: list[Ask]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return (rows, log p) for each request: its best items that are not hidden, best first.
+
+        They are k, or as many as the critic re-ranks. log p(i | s) is the log softmax of proto_action · e_i / √E
+        over the catalogue; where an approximate index chose, over the items that it always finds, SEARCHED of them.
+        """
+        wanted = [min(max(ask.k, self.candidates) if ask.beta else ask.k, len(self.items) - len(ask.hidden))
+                  for ask in asks]
+        near = np.array([self.index is not None and count + len(ask.hidden) <= min(SEARCHED, len(self.items))
+                         for count, ask in zip(wanted, asks, strict=True)])
+        answer: list = [None] * len(asks)
+        for by_index, method in ((True, self._nearest), (False, self._exact)):
+            chosen = np.flatnonzero(near == by_index)
+            if len(chosen):
+                found = method(proto_action[chosen], [asks[b] for b in chosen], [wanted[b] for b in chosen])
+                for b, one in zip(chosen, found, strict=True):
+                    answer[b] = one
+        return answer
+
+    def _nearest(self, proto_action: np.ndarray, asks: list[Ask],
+                 wanted: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        answer = []
+        products, found = self.index.search(proto_action, min(SEARCHED, len(self.items)))
+        for ask, count, logits, rows in zip(asks, wanted, products / self.embed_size ** 0.5, found, strict=True):
+            log_p = logits - np.logaddexp.reduce(logits[rows >= 0])
+            kept = np.flatnonzero((rows >= 0) & ~np.isin(rows, ask.hidden))[:count]
+            answer.append((rows[kept], log_p[kept]))
+        return answer
+
+    def _exact(self, proto_action: np.ndarray, asks: list[Ask],
+               wanted: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        answer = []
+        logits = proto_action @ self.matrix.T
+        logits /= self.embed_size ** 0.5
+        top = logits.max(axis=1, keepdims=True)
+        total = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1))
+        for ask, count, of_all, log_total in zip(asks, wanted, logits, total, strict=True):
+            of_all[ask.hidden] = -np.inf
+            place = len(of_all) - max(count, 1)
+            rows = np.flatnonzero(of_all >= np.partition(of_all, place)[place])
+            rows = rows[np.argsort(-of_all[rows], kind="stable")][:count]
+            answer.append((rows, of_all[rows] - log_total))
+        return answer
+
+    def recommend(self, asks: list[Ask]) -> list[dict]:
+        """Return the answer to each request, as the service sends it; nobody's answer depends on the others.
+
+        A history without ratings gets the most rated items, log of their smoothed share of all ratings as score.
+        """
+        known = [ask for ask in asks if len(ask.rows)]
+        answers = iter(self._by_policy(known) if known else [])
+        return [next(answers) if len(ask.rows) else self._by_popularity(ask) for ask in asks]
+
+    def _by_policy(self, asks: list[Ask]) -> list[dict]:
+        state = self.states(asks)
+        proto_action = self.actor.run(["proto_action"], {"state": state})[0]
+        best = self.best(proto_action, asks)
+        rows = np.zeros((len(asks), max(1, *(len(own) for own, _ in best))), np.int64)
+        for b, (own, _) in enumerate(best):
+            rows[b, :len(own)] = own
+        values = self.critic.run(["values"], {"state": state, "actions": self.matrix[rows]})[0]
+        length = np.maximum(np.linalg.norm(proto_action, axis=1, keepdims=True), 1e-12)
+        places = (proto_action * (self.place_norm / length) - self.mean) @ self.axes.T
+        answers = []
+        for ask, (own, score), value, place in zip(asks, best, values, places, strict=True):
+            value = value[:len(own)]
+            if ask.beta and len(own) > 1:  # lesson 05's rerank: z is the value in deviations from the candidates' mean
+                score = score + ask.beta * (value - value.mean()) / max(value.std(ddof=1), 1e-6)
+            order = np.argsort(-score, kind="stable")[:ask.k]
+            own, used = own[order], ask.rows[-self.frame_size:]
+            likeness = self.matrix[own] @ self.matrix[used].T / np.outer(self.norm[own], self.norm[used])
+            slate = [{**self._named(row), "score": round(float(score[i]), 6), "value": round(float(value[i]), 6),
+                      "because": {**self._named(used[like.argmax()]), "likeness": round(float(like.max()), 4)}}
+                     for row, i, like in zip(own, order, likeness, strict=True)]
+            answers.append({"slate": slate, "used": len(used), "note": self._note(ask),
+                            "proto_action": dict(zip("xy", place.round(4).tolist(), strict=True))})
+        return answers
+
+    def _by_popularity(self, ask: Ask) -> dict:
+        rows = self.by_ratings[~np.isin(self.by_ratings, ask.hidden)][:ask.k]
+        slate = [{**self._named(row), "score": round(float(self.popularity[row]), 6), "value": None, "because": None}
+                 for row in rows]
+        return {"slate": slate, "used": 0, "note": self._note(ask), "proto_action": None}
+
+    def _named(self, row: int) -> dict:
+        return {"item_id": self.items[row]["id"], "title": self.items[row]["title"]}
+
+    def _note(self, ask: Ask) -> str | None:
+        rated, size, n_left, notes = len(ask.rows), self.frame_size, len(self.items) - len(ask.hidden), []
+        if rated == 0:
+            notes.append("There are no ratings yet: these are the items that were rated most.")
+        elif rated < size:
+            yours = "your rating fills" if rated == 1 else f"your {rated} fill"
+            notes.append(f"A state has {size} places, which {yours} over and over.")
+        if n_left < ask.k:
+            notes.append("Every item is rated or left out: there is nothing to recommend." if n_left == 0 else
+                         f"Only {n_left} {'item is' if n_left == 1 else 'items are'} neither rated nor left out.")
+        return " ".join(notes) or None

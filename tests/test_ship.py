@@ -1,0 +1,240 @@
+"""What lesson 11 writes: the same scores as in training, a manifest that is true, a folder that works elsewhere."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+
+import faiss
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+import torch
+
+from helpers.files import DEFAULT_DATASET, PROJECT, DataError, build_dir
+from helpers.frames import flatten, unflatten
+from helpers.lessons import load_lesson
+from helpers.losses import log_policy
+from helpers.networks import ENCODERS, Actor, Critic
+from helpers.series import LESSONS, artefact, closing_table
+
+N_ITEMS, EMBED_SIZE, FRAME_SIZE = 60, 8, 4
+IDS = np.arange(N_ITEMS) * 3 + 1
+ABOUT = {"dataset": "toy", "rating": {"low": 1.0, "high": 5.0, "step": 1.0},
+         "critic": {"gamma": 0.9, "beta": 0.0, "candidates": 20}, "held_out": None, "short_histories": None,
+         "licence": "Drawn at random: nobody's."}
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from recommender import ModelError, Recommender
+try:
+    served = Recommender(Path("model"))
+except ModelError as error:
+    sys.exit(str(error))
+answers = served.recommend([served.ask([tuple(pair) for pair in history], k=5) for history in json.load(sys.stdin)])
+assert not {"torch", "helpers", "pandas"} & {name.split(".")[0] for name in sys.modules}
+json.dump(answers, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def lesson():
+    return load_lesson("11_ship")
+
+
+def networks(encoder="attention", dropout=0.5):
+    torch.manual_seed(0)
+    return (Actor(FRAME_SIZE, EMBED_SIZE, 16, encoder, dropout=dropout),
+            Critic(FRAME_SIZE, EMBED_SIZE, 16, encoder, dropout=dropout))
+
+
+@pytest.fixture(scope="module")
+def toy():
+    """Return (actor, critic, item matrix, infos, training ratings' item ids, states) of a small catalogue."""
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(N_ITEMS, EMBED_SIZE)).astype(np.float32)
+    infos = {int(i): {"title": f"Film {i}", "genres": ["Drama"], "release_year": 1990 if i % 2 else None} for i in IDS}
+    states = torch.randn(32, FRAME_SIZE * (EMBED_SIZE + 1), generator=torch.Generator().manual_seed(1))
+    return *networks(), matrix, infos, pd.Series([1, 1, 4, 1]), states
+
+
+def write(lesson, folder, toy, **options):
+    actor, critic, matrix, infos, rated, states = toy
+    return lesson.write_build(folder, actor, critic, IDS, matrix, infos, rated, states, ABOUT, **options)
+
+
+@pytest.fixture(scope="module")
+def model(lesson, toy, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ship") / "model"
+    write(lesson, folder, toy)
+    return folder
+
+
+def ask_copy(model, place, histories):
+    """Copy build/'s program and a model to `place`, and ask it there in a process of its own."""
+    place.mkdir()
+    shutil.copy(PROJECT / "build" / "recommender.py", place)
+    shutil.copytree(model, place / "model")
+    return subprocess.run([sys.executable, "-c", PROGRAM], cwd=place, input=json.dumps(histories), text=True,
+                          capture_output=True)
+
+
+@pytest.mark.parametrize(("n_users", "k"), [(1, 1), (1, 9), (3, 2), (64, 5)])
+def test_exported_networks_give_the_scores_of_torch(lesson, model, toy, n_users, k):
+    generator = torch.Generator().manual_seed(n_users)
+    state = torch.randn(n_users, FRAME_SIZE * (EMBED_SIZE + 1), generator=generator)
+    actions = torch.randn(n_users, k, EMBED_SIZE, generator=generator)
+    off = lesson.largest_difference(model, toy[0], toy[1], state, actions)
+    assert set(off) == {"proto_action", "values"} and max(off.values()) < 1e-4
+
+
+@pytest.mark.parametrize("encoder", sorted(set(ENCODERS) - {"ode", "attention"}))  # "ode" wants states with gaps
+def test_every_encoder_can_be_exported(lesson, tmp_path, toy, encoder):
+    actor, critic = networks(encoder)
+    lesson.export_networks(tmp_path, actor, critic)
+    off = lesson.largest_difference(tmp_path, actor, critic, toy[-1][:3], torch.randn(3, 7, EMBED_SIZE))
+    assert max(off.values()) < 1e-4
+
+
+def test_a_network_is_exported_without_dropout_and_left_as_it_was(lesson, model, toy):
+    assert toy[0].training and toy[1].training
+    feed = {"state": toy[-1].numpy()}
+    session = lesson.open_network(model / "actor.onnx")
+    assert np.array_equal(session.run(None, feed)[0], session.run(None, feed)[0])
+
+
+def test_a_network_says_nothing_of_where_it_was_made(model):
+    for name in ("actor.onnx", "critic.onnx"):
+        assert str(PROJECT).encode() not in (model / name).read_bytes()
+        assert not any(node.metadata_props for node in onnx.load(model / name).graph.node)
+
+
+def test_the_manifest_names_every_file_with_its_hash(model):
+    manifest = json.loads((model / "manifest.json").read_text(encoding="utf-8"))
+    assert set(manifest["files"]) == {path.name for path in model.iterdir()} - {"manifest.json"}
+    for name, known in manifest["files"].items():
+        content = (model / name).read_bytes()
+        assert known == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    assert manifest["format"] == 1 and manifest["n_items"] == N_ITEMS and manifest["search"] == {"kind": "exact"}
+    assert manifest["versions"]["onnxruntime"] == version("onnxruntime")
+    assert {key: manifest[key] for key in ABOUT} == ABOUT
+
+
+def test_items_keep_order_titles_and_counts(model, toy):
+    items = json.loads((model / "items.json").read_text(encoding="utf-8"))
+    assert [item["id"] for item in items] == IDS.tolist()
+    assert items[0] == {"id": 1, "title": "Film 1 (1990)", "genres": ["Drama"], "year": 1990}
+    assert items[1]["title"] == "Film 4" and items[1]["year"] is None
+    with np.load(model / "items.npz", allow_pickle=False) as arrays:
+        assert np.array_equal(arrays["matrix"], toy[2])
+        assert arrays["ratings"].tolist() == [3, 1] + [0] * (N_ITEMS - 2)
+        np.testing.assert_allclose(arrays["map"], (toy[2] - arrays["mean"]) @ arrays["axes"].T, atol=1e-6)
+
+
+def test_a_copied_folder_gives_the_slates_of_training_without_torch(model, toy, tmp_path):
+    actor, _, matrix, *_ = toy
+    histories = [[(int(IDS[(5 * u + 7 * j) % N_ITEMS]), 1 + (u + j) % 5) for j in range(6)] for u in range(8)]
+    run = ask_copy(model, tmp_path / "elsewhere", histories)
+    assert run.returncode == 0, run.stderr
+    for history, answer in zip(histories, json.loads(run.stdout), strict=True):
+        rows, ratings = (torch.tensor(values) for values in zip(*[(int(i) // 3, float(r)) for i, r in history],
+                                                                strict=True))
+        state = flatten(torch.tensor(matrix)[rows[-FRAME_SIZE:]][None], ratings[-FRAME_SIZE:][None])
+        with torch.no_grad():
+            log_p = log_policy(actor.eval()(state), torch.tensor(matrix))[0]
+        actor.train()
+        log_p[rows] = -torch.inf
+        best = log_p.topk(5)
+        assert [item["item_id"] for item in answer["slate"]] == IDS[best.indices].tolist()
+        np.testing.assert_allclose([item["score"] for item in answer["slate"]], best.values, atol=1e-4)
+
+
+def test_a_changed_file_is_refused_with_a_sentence(model, tmp_path):
+    changed = shutil.copytree(model, tmp_path / "changed")
+    content = bytearray((changed / "actor.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (changed / "actor.onnx").write_bytes(content)
+    run = ask_copy(changed, tmp_path / "elsewhere", [])
+    assert run.returncode and "actor.onnx is not the file that manifest.json describes" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_large_catalogue_gets_an_index_and_its_recall(lesson, toy, tmp_path):
+    manifest = write(lesson, tmp_path / "model", toy, index_from=N_ITEMS)
+    assert manifest["search"] == {"kind": "hnsw", "recall@10": 1.0, "of": 32}  # so few items are all visited
+    index = faiss.read_index(str(tmp_path / "model" / "index.faiss"))
+    assert index.ntotal == N_ITEMS and "index.faiss" in manifest["files"]
+
+
+def test_the_index_finds_what_exact_search_finds(lesson):
+    rng = np.random.default_rng(0)
+    matrix, asked = (rng.normal(size=(n, 16)).astype(np.float32) for n in (3000, 40))
+    for p in asked:
+        assert lesson.exact(matrix, p, 10).tolist() == np.argsort(-(matrix @ p))[:10].tolist()
+    assert lesson.recall(lesson.hnsw(matrix), matrix, asked) > 0.97
+    assert lesson.recall(lesson.hnsw(matrix, neighbours=2, build_effort=2, effort=1), matrix, asked) < 0.9
+    assert lesson.recall(lesson.hnsw(-matrix), matrix, asked) == 0  # it would tell a wrong index
+
+
+class Dice(Actor):
+    """An actor that never says the same twice, so that nothing exported of it can be equal."""
+
+    def forward(self, state):
+        proto_action = super().forward(state)
+        return proto_action + torch.rand_like(proto_action)
+
+
+@pytest.mark.parametrize(("kind", "scale"), [(Dice, 1), (Actor, float("nan"))])
+def test_networks_that_differ_from_torch_are_not_shipped(lesson, toy, tmp_path, kind, scale):
+    _, critic, matrix, infos, rated, states = toy
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").write_text("kept")
+    with pytest.raises(DataError, match=r"differ from torch's by .*: nothing was written"):
+        lesson.write_build(tmp_path / "model", kind(FRAME_SIZE, EMBED_SIZE, 16), critic, IDS, matrix, infos, rated,
+                           scale * states, ABOUT)
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "old"]
+
+
+def test_an_item_without_facts_is_named(lesson, toy, tmp_path):
+    actor, critic, matrix, infos, rated, states = toy
+    lacking = {item_id: info for item_id, info in infos.items() if item_id != 4}
+    with pytest.raises(DataError, match=r"no title for 1 of 60 items, the first is 4: run notes/01_data_parsing"):
+        lesson.write_build(tmp_path / "model", actor, critic, IDS, matrix, lacking, rated, states, ABOUT)
+
+
+def test_short_histories_by_hand(lesson):
+    v, rating = torch.arange(8.0).reshape(1, 4, 2), torch.tensor([[1.0, 2, 3, 4]])
+    state = flatten(v, rating)
+    for n, zeros, again in ((1, [0, 0, 0, 4], [4, 4, 4, 4]), (2, [0, 0, 3, 4], [3, 4, 3, 4]),
+                            (3, [0, 2, 3, 4], [4, 2, 3, 4]), (4, [1, 2, 3, 4], [1, 2, 3, 4])):
+        for repeat, expected in ((False, zeros), (True, again)):
+            got_v, got = unflatten(lesson.shortened(state, n, 4, repeat), 4)
+            assert got[0].tolist() == expected
+            assert got_v[0, :, 0].tolist() == [0.0 if r == 0 else v[0, r - 1, 0].item() for r in expected]
+
+
+def test_proto_actions_spread_on_the_map_as_far_as_items(lesson):
+    rng = np.random.default_rng(0)
+    matrix, proto = rng.normal(size=(500, 6)) + 3, 100 * rng.normal(size=(80, 6))
+    norm = lesson.place_norm(proto, matrix)
+    places = norm * proto / np.linalg.norm(proto, axis=1, keepdims=True)
+    spread = [np.square(points[:, :2]).sum(axis=1).mean() for points in (places, matrix - matrix.mean(axis=0))]
+    assert np.isclose(*spread) and np.isclose(lesson.place_norm(5 * proto, matrix), norm)
+
+
+def test_the_scale_of_ratings(lesson):
+    assert lesson.ratings_scale(pd.Series([1.0, 4, 5])) == {"low": 1, "high": 5, "step": 1}
+    assert lesson.ratings_scale(pd.Series([0.5, 4, 5])) == {"low": 0.5, "high": 5, "step": 0.5}
+
+
+def test_where_the_folder_lies_and_what_a_run_says_of_it(tmp_path):
+    assert build_dir(DEFAULT_DATASET, tmp_path) == tmp_path / "build"
+    assert build_dir("my/clicks.zip", tmp_path) == tmp_path / "data" / "clicks" / "build"
+    assert artefact(DEFAULT_DATASET, LESSONS["11_ship"][1][0]) == build_dir(DEFAULT_DATASET) / "model" / "manifest.json"
+    record = {"11_ship": {"outputs": [], "seconds": 1.0}}
+    assert closing_table(DEFAULT_DATASET, record, []).endswith("make serve, then http://127.0.0.1:8000")
+    assert "make serve DATASET='a b'," in closing_table("a b", record, [])
+    assert "make serve" not in closing_table(DEFAULT_DATASET, {}, [])
