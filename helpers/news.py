@@ -5,6 +5,7 @@ Source: Wu et al. 2020, "MIND: A Large-scale Dataset for News Recommendation". A
 url, title_entities, abstract_entities), without headers, separated by tabs; a quotation mark is a letter like others.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -54,8 +55,10 @@ class News(NamedTuple):
 def read_mind(*folders: Path) -> News:
     """Read one log from folders in the MIND format, such as the parts for training and for validation.
 
-    Of a user's histories the one of the earliest impression is read; later ones repeat it. Times name no zone and are
-    taken for UTC. A click that comes twice is two steps of the log. Of an item in two folders the first text counts.
+    Of a user's histories the one of the earliest impression is read. Within a part of MIND the others repeat it; a
+    click that only a later history knows, as between parts of different weeks, is not in the log. Times name no zone
+    and are taken for UTC. A click that comes twice is two steps of the log. Of an item in two folders the first text
+    counts.
 
     Raises:
         DataError: a missing file, or the first line that is damaged: with its number, and what is wrong with it.
@@ -117,8 +120,8 @@ def part_of(log: News) -> np.ndarray:
 def all_shown(log: News) -> pd.DataFrame:
     """Return everything shown as `ratings`: what was clicked at 5 stars (reward 5), what was not at 2 (reward −1).
 
-    Of the two values nothing but their order and the share of skips matters to a ranking by value. A skip is mild:
-    the reader may not have looked.
+    Without foresight nothing but the order of the two matters to a ranking by value. A skip is mild: the reader may not
+    have looked.
     """
     rows = log.shown["impression"].to_numpy()
     table = pd.DataFrame({"user_id": log.impressions["user_id"].to_numpy()[rows],
@@ -134,25 +137,65 @@ def texts_of(items: pd.DataFrame) -> dict[int, str]:
     return dict(zip(items["item_id"].tolist(), parts.tolist(), strict=True))
 
 
-def draw_skipped(log: News, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+class Pages(NamedTuple):
+    """What stood beside each click, for rows of `ratings`; see `pages_of`.
+
+    begin: (n,) the first row of the reader's log.
+    before: (n,) the row at which the page's clicks begin: what is earlier was clicked before the page was shown.
+    first, count: (n,) where in `skipped` the items begin that the page showed in vain, and how many they are.
+    skipped: item ids, by impression.
+    """
+
+    begin: np.ndarray
+    before: np.ndarray
+    first: np.ndarray
+    count: np.ndarray
+    skipped: np.ndarray
+
+
+def pages_of(log: News) -> Pages:
+    """Look up the page of every click, once for all draws; a click of the history has one to itself, with no skips."""
+    user, time = log.ratings["user_id"].to_numpy(), log.ratings["timestamp"].to_numpy()
+    new_user = np.r_[True, user[1:] != user[:-1]]
+    rows = np.arange(len(user))
+    begin = np.maximum.accumulate(np.where(new_user, rows, 0))
+    before = np.maximum.accumulate(np.where(new_user | np.r_[True, time[1:] != time[:-1]], rows, 0))
+    skipped = log.shown[~log.shown["clicked"]]
+    count = np.bincount(skipped["impression"], minlength=len(log.impressions))
+    first, of_history = np.cumsum(count) - count, log.impression_of < 0
+    return Pages(begin, before, first[log.impression_of], np.where(of_history, 0, count[log.impression_of]),
+                 skipped["item_id"].to_numpy())
+
+
+def draw_skipped(pages: Pages, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return, for clicks given as rows of `ratings`, an item_id (n,) that the same impression showed in vain.
 
     It is drawn at random; −1 stands for a click of the history, and where nothing was skipped.
     """
-    skipped = log.shown[~log.shown["clicked"]]
-    count = np.bincount(skipped["impression"], minlength=len(log.impressions))
-    impression = log.impression_of[rows]
-    some = (impression >= 0) & (count[impression] > 0)
-    start = (np.cumsum(count) - count)[impression[some]]
+    some = pages.count[rows] > 0
     drawn = np.full(len(rows), -1)
-    drawn[some] = skipped["item_id"].to_numpy()[start + rng.integers(count[impression[some]])]
+    drawn[some] = pages.skipped[pages.first[rows[some]] + rng.integers(pages.count[rows[some]])]
     return drawn
 
 
+def states_of_pages(frames: Frames, pages: Pages, rows: np.ndarray) -> Tensor:
+    """Return (n, F·(E+1)): the reader's frame when the page of each click was shown, padded at its old end with zeros.
+
+    Clicks of one page share their second: none is in the frame of another, for the reader had not seen the page yet.
+    """
+    return _frames_until(frames, pages.begin[rows], pages.before[rows])
+
+
 def _ends(groups: np.ndarray, times: np.ndarray, of: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where group `of` starts, and where its rows earlier than `before` end, in a table by (group, time)."""
+    """Return where group `of` starts, and where its rows earlier than `before` end, in a table by (group, time).
+
+    Raises:
+        DataError: if the table is in another order.
+    """
     low, span = times.min(), int(times.max() - times.min()) + 2
     key = groups.astype(np.int64) * span + (times - low)
+    if (key[1:] < key[:-1]).any():
+        raise DataError("the log is not in the order of user_id and timestamp: sort it by them first")
     begin = of.astype(np.int64) * span
     return np.searchsorted(key, begin), np.searchsorted(key, begin + np.clip(before - low, 0, span - 1))
 
@@ -168,6 +211,10 @@ def states_before(frames: Frames, ratings: pd.DataFrame, user_ids: np.ndarray, t
         raise DataError(f"frames of {len(frames.item_idx):,} ratings are asked about a log of {len(ratings):,}")
     start, end = _ends(ratings["user_id"].to_numpy(), ratings["timestamp"].to_numpy(), np.asarray(user_ids),
                        np.asarray(timestamps))
+    return _frames_until(frames, start, end)
+
+
+def _frames_until(frames: Frames, start: np.ndarray, end: np.ndarray) -> Tensor:
     rows = torch.as_tensor(end, device=frames.device)[:, None] - frames.frame_size + \
         torch.arange(frames.frame_size, device=frames.device)
     real = rows >= torch.as_tensor(start, device=frames.device)[:, None]
@@ -260,24 +307,27 @@ def _read_columns(path: Path, names: list[str], columns: list[str]) -> pd.DataFr
 
 def _damage(path: Path, names: list[str], error: Exception) -> DataError:
     """Find the line that could not be read, and say what is wrong with it."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            n = line.count(b"\t") + 1
-            if line.strip(b"\r\n") and n != len(names):
-                return DataError(f"{_name(path)}, line {number}: {n} values separated by tabs; expected {len(names)}: "
-                                 f"{', '.join(names)}")
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return DataError(f"{_name(path)}, line {number} is not UTF-8 text: convert the file")
+    for number, line in enumerate(_lines(path), 1):
+        n = line.count(b"\t") + 1
+        if line and n != len(names):
+            return DataError(f"{_name(path)}, line {number}: {n} values separated by tabs; expected {len(names)}: "
+                             f"{', '.join(names)}")
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            return DataError(f"{_name(path)}, line {number} is not UTF-8 text: convert the file")
     return DataError(f"{_name(path)} is not a table separated by tabs: {error}")
 
 
 def _line(path: Path, row: int) -> int:
     """Return the number of the line that holds a row, counted from 0, of a file that may have blank lines."""
-    with path.open("rb") as file:
-        full = (number for number, line in enumerate(file, 1) if line.strip(b"\r\n"))
-        return next(number for place, number in enumerate(full) if place == row)
+    full = (number for number, line in enumerate(_lines(path), 1) if line)
+    return next(number for place, number in enumerate(full) if place == row)
+
+
+def _lines(path: Path) -> list[bytes]:
+    """Cut a file as pyarrow does: a carriage return alone ends a line too."""
+    return re.split(rb"\r\n|\r|\n", path.read_bytes())
 
 
 def _refuse(bad: np.ndarray, path: Path, what: pd.Series, why: str) -> None:
@@ -296,6 +346,7 @@ def _read_items(folders: tuple[Path, ...]) -> pd.DataFrame:
             table[name] = table[name].str.strip()
         _refuse((table["news_id"] == "") | table["news_id"].str.contains(" "), path, table["news_id"],
                 "is not an id without spaces")
+        _refuse(table["news_id"] == NEWS[0], path, table["news_id"], "is the name of a column: take the header away")
         once = table.drop_duplicates()
         _refuse(table.index.isin(once.index[once["news_id"].duplicated()]), path, table["news_id"],
                 "stands on an earlier line with another text")

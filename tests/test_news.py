@@ -13,9 +13,11 @@ from helpers.news import (
     clicks_before,
     draw_skipped,
     impression_metrics,
+    pages_of,
     part_of,
     read_mind,
     states_before,
+    states_of_pages,
     texts_of,
 )
 
@@ -217,7 +219,8 @@ def test_all_shown_gives_clicks_a_reward_and_skips_a_penalty_in_the_order_of_tim
 
 def test_skipped_items_come_from_the_same_impression(read):
     log, rng = read(), np.random.default_rng(0)
-    drawn = np.array([draw_skipped(log, np.arange(len(log.ratings)), rng) for _ in range(50)])
+    pages = pages_of(log)
+    drawn = np.array([draw_skipped(pages, np.arange(len(log.ratings)), rng) for _ in range(50)])
     assert [sorted(set(column)) for column in drawn.T] == [[4], [-1], [-1], [1, 3], [-1], [-1]]
 
 
@@ -233,6 +236,19 @@ def test_states_hold_what_was_clicked_before_that_second_and_nothing_of_others(r
     assert torch.equal(states[[3]], frames.last_states(np.array([2])))
     with pytest.raises(DataError, match="frames of 6 ratings are asked about a log of 5"):
         states_before(frames, log.ratings[:5], np.array([1]), np.array([NOON]))
+    with pytest.raises(DataError, match="not in the order of user_id and timestamp"):
+        states_before(frames, log.ratings[::-1], np.array([1]), np.array([NOON]))
+
+
+def test_the_state_of_a_page_is_the_one_before_it_was_shown(read):
+    log = read()
+    matrix = np.arange(1, 9, dtype=np.float32).reshape(4, 2)
+    frames, rows = Frames(log.ratings, log.items["item_id"].to_numpy(), matrix, frame_size=2), np.arange(6)
+    states = states_of_pages(frames, pages_of(log), rows)
+    before = states_before(frames, log.ratings, log.ratings["user_id"].to_numpy(), log.ratings["timestamp"].to_numpy())
+    assert torch.equal(states, before)
+    same_page = log.impression_of[4:6]
+    assert same_page[0] == same_page[1] >= 0 and torch.equal(states[4], states[5])
 
 
 def test_clicks_before_counts_everyones_and_not_that_seconds(read):
@@ -290,9 +306,11 @@ def test_a_skip_is_a_transition_of_its_own_that_leaves_the_reader_where_she_is(r
     matrix = np.arange(1, 9, dtype=np.float32).reshape(4, 2)
     frames = Frames(log.ratings, log.items["item_id"].to_numpy(), matrix, frame_size=2)
     index = torch.arange(len(frames))  # U9's clicks on N1, beside which N8 and N5 were skipped, then on N3 and N5
-    skipped = lesson.skips_beside(index, frames, log, np.random.default_rng(0))
+    pages = pages_of(log)
+    skipped = lesson.skips_beside(index, frames, pages, np.random.default_rng(0))
     assert skipped[0] in (0, 2) and skipped[1:].tolist() == [-1, -1]
-    clicks = frames.gather(index)
+    clicks = lesson.as_the_page_was_shown(frames.gather(index), index, frames, pages)
+    assert torch.equal(clicks.state[1], clicks.state[2])  # N3 and N5 were clicked on one page
     both = lesson.with_skips(clicks, frames.items, skipped)
     assert [len(field) for field in both] == [4] * 5
     for field, own in zip(both, clicks, strict=True):
