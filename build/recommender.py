@@ -225,8 +225,7 @@ class Recommender:
     def _exact(self, proto_action: np.ndarray, asks: list[Ask],
                wanted: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
         answer = []
-        logits = proto_action @ self.matrix.T
-        logits /= self.embed_size ** 0.5
+        logits = proto_action / np.float32(self.embed_size ** 0.5) @ self.matrix.T
         top = logits.max(axis=1, keepdims=True)
         total = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1))
         for ask, count, of_all, log_total in zip(asks, wanted, logits, total, strict=True):
