@@ -108,7 +108,7 @@ def fingerprint(notebook: nbformat.NotebookNode, upstream: list[str], source: st
     pins = (PROJECT / "requirements.txt").read_text(encoding="utf-8")
     if any("build_dir" in cell for cell in code):
         sources = sorted(path for path in (PROJECT / "build").iterdir() if path.is_file())
-        helpers += [path.read_text(encoding="utf-8") for path in sources]
+        helpers += [path.read_text(encoding="utf-8", errors="replace") for path in sources]  # an editor's files too
     return hashlib.sha256(json.dumps([code, helpers, pins, upstream, source]).encode()).hexdigest()
 
 

@@ -20,12 +20,13 @@ import uuid
 import venv
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from dockerfile_parse import DockerfileParser
 
 from helpers.files import PROJECT
-from tests.benchmarks.service import free_port, write_model
+from tests.benchmarks.service import answer, free_port, write_model
 
 FILES = {"notebooks": PROJECT / "Dockerfile", "service": PROJECT / "build" / "Dockerfile"}
 ALL = bool(os.environ.get("RECNN_DOCKER"))  # `make docker-check`: the notebooks' requirements too, some minutes
@@ -218,10 +219,7 @@ def started(path: Path, place: Path, variables: dict[str, str], port: str):
 def recommended(address: str) -> dict:
     """Return what the service recommends to somebody with two ratings."""
     body = {"history": [{"item_id": 3, "rating": 4.5}, {"item_id": 7, "rating": 1}], "k": 5}
-    request = urllib.request.Request(f"{address}/recommend", json.dumps(body).encode(),
-                                     {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=20) as answer:
-        return json.load(answer)
+    return answer(urlsplit(address).port, json.dumps(body).encode())
 
 
 @contextmanager
@@ -262,8 +260,8 @@ def test_the_services_dockerfile_ends_in_a_service_that_recommends(model, tmp_pa
                                                               "service.py"]
     shutil.copytree(model, place / "model")  # docker run --volume
     with started(path, place, variables, "8000") as address:
-        answer = recommended(address)
-        assert len(answer["slate"]) == 5 and answer["used"] == 2
+        got = recommended(address)
+        assert len(got["slate"]) == 5 and got["used"] == 2
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(f"{address}/model/manifest.json", timeout=20)
     packages = {found.name for found in (tmp_path / "venv").glob("lib/python*/site-packages/*")}

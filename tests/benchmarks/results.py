@@ -357,17 +357,18 @@ def main() -> None:
     _, likeness = features.read_item_matrix(home / "embeddings_content.npz")
     path = res_dir(options.dataset) / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "protocols": {}}
-    judge: dict[str, Callable] = {name: partial(rank_protocol, name, folder=home / "results") for name in PROTOCOLS[:3]}
-    judge["simulator"] = simulate
     for protocol in options.protocols:
         if options.add_scores:
             if protocol in PROTOCOLS[:3]:
                 add_scores(protocol, results, ratings, np.array(list(infos)), home / "results" / protocol)
                 write_json(path, results)
             continue
-        if protocol in PROTOCOLS[:3]:
-            judge[protocol].keywords["chosen"] = results["protocols"].get(CHOSEN_ON, {}).get("chosen")
-        found = judge[protocol](ratings=ratings, infos=infos, vectors=vectors, likeness=likeness, seeds=seeds)
+        data = dict(ratings=ratings, infos=infos, vectors=vectors, likeness=likeness, seeds=seeds)
+        if protocol == "simulator":
+            found = simulate(**data)
+        else:
+            chosen = results["protocols"].get(CHOSEN_ON, {}).get("chosen")
+            found = rank_protocol(protocol, folder=home / "results", chosen=chosen, **data)
         if path.exists():  # another protocol may have been judged meanwhile
             results = json.loads(path.read_text(encoding="utf-8"))
         results["rows"] = [row for row in results["rows"] if row["protocol"] != protocol] + found.pop("rows")
