@@ -83,12 +83,8 @@ def in_turn(before: pd.DataFrame, held_out: pd.DataFrame) -> list[tuple[pd.DataF
 def mask_seen(scores: Tensor, history: Frames, user_ids: np.ndarray) -> Tensor:
     """Return scores (U, n_items) with −inf at every item in the user's log."""
     scores = torch.as_tensor(scores, dtype=torch.float32).clone()
-    place = history.places(user_ids)
-    lengths = history.log_length[place]
-    rows = np.repeat(np.arange(len(place)), lengths)
-    columns = history.item_idx[torch.as_tensor(np.concatenate(
-        [np.arange(start, start + n) for start, n in zip(history.log_start[place], lengths, strict=True)]))]
-    scores[torch.as_tensor(rows, device=scores.device), columns.to(scores.device)] = -torch.inf
+    users, rows = (torch.as_tensor(places) for places in history.logs(user_ids))
+    scores[users.to(scores.device), history.item_idx[rows].to(scores.device)] = -torch.inf
     return scores
 
 
@@ -265,15 +261,19 @@ def promised_and_observed(value: Callable[[Tensor, Tensor], Tensor], frames: Fra
     return pd.DataFrame({**columns, "observed": observed[index]}, index=index.numpy())
 
 
-def policy_recommender(actor: Callable[[Tensor], Tensor]) -> Recommender:
-    """Score every item by its dot product with the proto-action for the user's last frame, in eval mode."""
+def policy_recommender(actor: Callable[[Tensor], Tensor], memory: Recommender | None = None) -> Recommender:
+    """Score every item by its dot product with the proto-action for the user's last frame, in eval mode.
+
+    `memory` (history, user_ids) → (U, E) is added to the proto-action: what the log says beyond that frame.
+    """
     def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
         was_training = getattr(actor, "training", False)
         try:
             if was_training:
                 actor.eval()
             with torch.no_grad():
-                return actor(history.last_states(user_ids)) @ history.items.T
+                proto_action = actor(history.last_states(user_ids))
+                return (proto_action if memory is None else proto_action + memory(history, user_ids)) @ history.items.T
         finally:
             if was_training:
                 actor.train()

@@ -254,6 +254,13 @@ class Frames(torch.utils.data.Dataset):
             raise DataError(f"{(place < 0).sum()} users have no log, e.g. user {np.asarray(user_ids)[place < 0][0]}")
         return place
 
+    def logs(self, user_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return every rating of users: (place of its user in `user_ids`, its row in `item_idx` and `rating`)."""
+        place = self.places(user_ids)
+        lengths = self.log_length[place]
+        return (np.repeat(np.arange(len(place)), lengths),
+                np.concatenate([np.arange(n) for n in lengths]) + np.repeat(self.log_start[place], lengths))
+
     def last_states(self, user_ids: np.ndarray) -> Tensor:
         """Return (n_users, F·(E+1)): the frame at the end of each user's log, what a policy is asked about.
 

@@ -378,7 +378,7 @@ def described_anew(folder, **changes) -> None:
     (lambda folder: (folder / "critic.onnx").unlink(), "critic.onnx is not there"),
     (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json is no manifest"),
     (lambda folder: (folder / "manifest.json").write_text("[1]"), "manifest.json is no manifest"),
-    (edited(format=2), "is of format 2, and this code reads format 1"),
+    (edited(format=3), "is of format 3, and this code reads format 2"),
     (lambda folder: (shutil.rmtree(folder), folder.write_text("")), "cannot be read (Not a directory)"),
     (lambda folder: ((folder / "actor.onnx").unlink(), (folder / "actor.onnx").mkdir()), "cannot be read (Is a dir"),
     (edited(files={}), "lists no actor.onnx"),

@@ -18,6 +18,7 @@ from helpers.files import DEFAULT_DATASET, PROJECT, DataError, build_dir
 from helpers.frames import flatten, unflatten
 from helpers.lessons import load_lesson
 from helpers.losses import log_policy
+from helpers.memory import Memory
 from helpers.networks import ENCODERS, Actor, Critic
 from helpers.series import LESSONS, artefact, closing_table
 
@@ -26,6 +27,7 @@ IDS = np.arange(N_ITEMS) * 3 + 1
 ABOUT = {"dataset": "toy", "rating": {"low": 1.0, "high": 5.0, "step": 1.0},
          "critic": {"gamma": 0.9, "beta": 0.0, "candidates": 20}, "held_out": None, "short_histories": None,
          "licence": "Drawn at random: nobody's."}
+MEMORY = Memory(torch.randn(EMBED_SIZE, EMBED_SIZE, generator=torch.Generator().manual_seed(2)) / 10, 2.0, 0.3)
 PROGRAM = """
 import json, sys
 from pathlib import Path
@@ -69,7 +71,7 @@ def write(lesson, folder, toy, **options):
 @pytest.fixture(scope="module")
 def model(lesson, toy, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ship") / "model"
-    write(lesson, folder, toy)
+    write(lesson, folder, toy, memory=MEMORY, said=torch.zeros(32, EMBED_SIZE))
     return folder
 
 
@@ -118,7 +120,7 @@ def test_the_manifest_names_every_file_with_its_hash(model):
     for name, known in manifest["files"].items():
         content = (model / name).read_bytes()
         assert known == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    assert manifest["format"] == 1 and manifest["n_items"] == N_ITEMS and manifest["search"] == {"kind": "exact"}
+    assert manifest["format"] == 2 and manifest["n_items"] == N_ITEMS and manifest["search"] == {"kind": "exact"}
     assert manifest["versions"]["onnxruntime"] == version("onnxruntime")
     assert {key: manifest[key] for key in ABOUT} == ABOUT
 
@@ -131,6 +133,7 @@ def test_items_keep_order_titles_and_counts(model, toy):
     with np.load(model / "items.npz", allow_pickle=False) as arrays:
         assert np.array_equal(arrays["matrix"], toy[2])
         assert arrays["ratings"].tolist() == [3, 1] + [0] * (N_ITEMS - 2)
+        assert np.array_equal(arrays["memory"], MEMORY.added)
         np.testing.assert_allclose(arrays["map"], (toy[2] - arrays["mean"]) @ arrays["axes"].T, atol=1e-6)
 
 
@@ -144,7 +147,8 @@ def test_a_copied_folder_gives_the_slates_of_training_without_torch(model, toy, 
                                                                 strict=True))
         state = flatten(torch.tensor(matrix)[rows[-FRAME_SIZE:]][None], ratings[-FRAME_SIZE:][None])
         with torch.no_grad():
-            log_p = log_policy(actor.eval()(state), torch.tensor(matrix))[0]
+            m = MEMORY.counts(ratings) @ torch.tensor(matrix)[rows] @ MEMORY.added  # of all six, not of a frame's four
+            log_p = log_policy(actor.eval()(state) + m, torch.tensor(matrix))[0]
         actor.train()
         log_p[rows] = -torch.inf
         best = log_p.topk(5)

@@ -3,11 +3,14 @@
 Runs in an environment of its own (requirements-results.txt) and imports nothing of the project, which in turn has none
 of the libraries: each is imported where it is used.
 FOLDER holds the cases as CSV: train, item_ids, valid, valid_histories, test, test_histories; and item_matrix.npy.
+Settings are tried on earlier.csv: train.csv again, or what came before validation cases that are the end of train.csv.
 Into FOLDER/scores go `NAME-SEED.npy`, the scores of every item for every test case, and `NAME.json`, how they came
-about. What is finished is not redone.
+about; of sequence models also `NAME-SEED valid.npy`, for whoever joins them with a second model. What is finished is
+not redone.
 
 Each model may try a dozen settings at most, with one seed, judged by NDCG@10 on the validation cases; the sequence
-models, which stop by themselves, fewer. Every model is fitted on train.csv alone, and scores a case from its history.
+models, which stop by themselves, fewer. What is reported is fitted on train.csv alone, and scores a case from its
+history.
 """
 
 import argparse
@@ -46,9 +49,10 @@ class Part(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What FOLDER holds, items as columns 0 … n_items − 1."""
+    """What FOLDER holds, items as columns 0 … n_items − 1; `earlier` is what settings are tried on."""
 
     train: pd.DataFrame
+    earlier: pd.DataFrame
     n_items: int
     matrix: np.ndarray
     valid: Part
@@ -72,17 +76,18 @@ def read_part(folder: Path, name: str, item_ids: pd.Index) -> Part:
 def read_task(folder: Path) -> Task:
     """Read FOLDER."""
     item_ids = pd.Index(pd.read_csv(folder / "item_ids.csv")["item_id"])
-    train = pd.read_csv(folder / "train.csv")
-    train["item"] = item_ids.get_indexer(train["item_id"])
-    task = Task(train, len(item_ids), np.load(folder / "item_matrix.npy").astype(np.float32),
+    train, earlier = (pd.read_csv(folder / name) for name in ("train.csv", "earlier.csv"))
+    for log in (train, earlier):
+        log["item"] = item_ids.get_indexer(log["item_id"])
+    task = Task(train, earlier, len(item_ids), np.load(folder / "item_matrix.npy").astype(np.float32),
                 read_part(folder, "valid", item_ids), read_part(folder, "test", item_ids))
     columns = [train["item"], task.valid.items, task.test.items, task.valid.answers["item"], task.test.answers["item"]]
     if any((np.asarray(column) < 0).any() for column in columns):
         raise SystemExit("item_ids.csv lacks an item of the other files")
-    for part in (task.valid, task.test):
+    for part, log in ((task.valid, earlier), (task.test, train)):
         held_out = pd.MultiIndex.from_frame(part.answers[["user_id", "item_id"]])
-        if held_out.isin(pd.MultiIndex.from_frame(train[["user_id", "item_id"]])).any():
-            raise SystemExit("train.csv holds an answer of a case")
+        if held_out.isin(pd.MultiIndex.from_frame(log[["user_id", "item_id"]])).any():
+            raise SystemExit("the ratings to fit on hold an answer of a case")
     return task
 
 
@@ -344,6 +349,7 @@ MODELS = {
     "eSASRec": (esasrec, [setting | {"n_negatives": 256} for setting in SEQUENCE], ["rectools", "torch"]),
 }
 SAME_FOR_ALL_SEEDS = {"item-kNN"}
+VALIDATION_TOO = {"SASRec", "eSASRec"}
 
 
 def replace(path: Path, write: Callable[[Path], None]) -> None:
@@ -353,9 +359,10 @@ def replace(path: Path, write: Callable[[Path], None]) -> None:
     beside.replace(path)
 
 
-def write_scores(path: Path, scores: np.ndarray) -> None:
-    """Keep scores as float32."""
-    replace(path, lambda beside: np.save(beside, scores.astype(np.float32)))
+def write_scores(path: Path, score: Scorer, task: Task, validation_too: bool) -> None:
+    """Keep the scores of the test cases as float32, and of the validation cases beside them if wanted."""
+    for part, name in ((task.valid, f"{path.stem} valid.npy"), (task.test, path.name))[not validation_too:]:
+        replace(path.with_name(name), lambda beside, part=part: np.save(beside, score(part).astype(np.float32)))
 
 
 def write_record(path: Path, record: dict) -> None:
@@ -366,17 +373,18 @@ def write_record(path: Path, record: dict) -> None:
 def run(task: Task, name: str, seeds: int, home: Path) -> None:
     """Choose the settings of a model with seed 0, then score the test cases with each seed, going on where it was."""
     model, settings, libraries = MODELS[name]
-    path, best = home / f"{name}.json", home / f"{name} tuning.npy"
+    path, best, both = home / f"{name}.json", home / f"{name} tuning.npy", name in VALIDATION_TOO
     library = ", ".join(f"{package} {version(package)}" for package in libraries)
     record = {"name": name, "seeds": 0, "tried": [], "tried_cpu_s": [], "cpu_s_of_seeds": {}, "rule": RULE,
               "budget": {"settings": len(settings), "seeds": 1}, "library": library}
     record |= json.loads(path.read_text()) if path.exists() else {}
+    same = len(task.earlier) == len(task.train)  # then what is tried may be reported
     for setting in settings[len(record["tried"]):]:
         begin = time.process_time()
-        score, used = model(task, setting, 0)
+        score, used = model(task._replace(train=task.earlier), setting, 0)
         value = ndcg(score(task.valid), task.valid)
-        if value > max((old for _, old in record["tried"]), default=-1):
-            write_scores(best, score(task.test))
+        if same and value > max((old for _, old in record["tried"]), default=-1):
+            write_scores(best, score, task, both)
         record["tried"].append([used, value])
         record["tried_cpu_s"].append(round(time.process_time() - begin, 1))
         write_record(path, record)
@@ -384,6 +392,8 @@ def run(task: Task, name: str, seeds: int, home: Path) -> None:
     place = max(range(len(settings)), key=lambda row: record["tried"][row][1])
     record["chosen"] = record["tried"][place][0]
     if best.exists():
+        if both:
+            best.with_name(f"{name} tuning valid.npy").replace(home / f"{name}-0 valid.npy")
         best.replace(home / f"{name}-0.npy")
         record["cpu_s_of_seeds"]["0"] = record["tried_cpu_s"][place]
     for seed in range(1 if name in SAME_FOR_ALL_SEEDS else seeds):
@@ -391,7 +401,7 @@ def run(task: Task, name: str, seeds: int, home: Path) -> None:
         if not file.exists():
             begin = time.process_time()
             score, _ = model(task, record["chosen"], seed)
-            write_scores(file, score(task.test))
+            write_scores(file, score, task, both)
             record["cpu_s_of_seeds"][str(seed)] = round(time.process_time() - begin, 1)
         record["seeds"] = max(record["seeds"], seed + 1)
         record["cpu_s"] = list(record["cpu_s_of_seeds"].values())[-1]
@@ -415,7 +425,7 @@ def main() -> None:
     home.mkdir(exist_ok=True)
     for name in arguments.only or MODELS:
         if arguments.force:
-            for old in [home / f"{name}.json", home / f"{name} tuning.npy", *home.glob(f"{name}-*.npy")]:
+            for old in [home / f"{name}.json", *home.glob(f"{name} tuning*.npy"), *home.glob(f"{name}-*.npy")]:
                 old.unlink(missing_ok=True)
         run(task, name, arguments.seeds, home)
 

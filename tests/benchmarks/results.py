@@ -16,20 +16,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from helpers import datasets, evaluation, features, metadata, simulator, training
 from helpers.evaluation import Recommender
 from helpers.files import DEFAULT_DATASET, data_dir, read_vectors, res_dir, write_json
 from helpers.frames import Frames
 from helpers.lessons import load_lesson
+from helpers.memory import Memory, fit_memory
 from tests.benchmarks.readme import replace_block
 
 PROTOCOLS = ("last-5", "last-1", "temporal", "simulator")
 SEEDS = (0, 1, 2, 3, 4)
 FRAME_SIZE, MAX_STEPS, BATCH_SIZE, LEARNING_RATE = 10, 800, 512, 3e-3   # lesson 05's
 GAMMAS = (0.9, 0.5, 0.0)
-VOICES = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0, np.inf)
-CHOSEN_ON, CHOOSING_SEEDS = "last-5", 3  # the protocol whose validation chooses γ and β for all, and by how many seeds
+VOICES = (0.0, 0.1, 0.2)
+LOUD_VOICES = ((0.0, 100), (0.3, 100), (1.0, 100), (np.inf, 100), (np.inf, 400))  # in the simulator: β, candidates
+RIDGES, WEIGHTS, LIKINGS = (100, 200, 400), (0.0, 4.0, 6.0), (0.0, 0.2, 0.4)  # of the memory
+CHOSEN_ON, CHOOSING_SEEDS = "last-5", 3  # the protocol whose validation chooses for all, and by how many seeds
 CANDIDATES = 100
 RELEVANT = 4.0          # stars, in the temporal protocol
 WORLD_SHARE = 0.3       # users the simulator is fitted on, whom no agent sees
@@ -83,17 +87,17 @@ def train_agent(frames: Frames, seed: int, gamma: float, value_weight: float = 1
     return agent, time.process_time() - started
 
 
-def policy_of(agent: dict, beta: float = 0.0, k: int = CANDIDATES) -> Recommender:
+def policy_of(agent: dict, beta: float = 0.0, k: int = CANDIDATES, memory: Memory | None = None) -> Recommender:
     """Return the target actor as a recommender, with the target critic for a second voice unless beta is 0."""
     if not beta:
-        return evaluation.policy_recommender(agent["actor_target"])
+        return evaluation.policy_recommender(agent["actor_target"], memory)
     return partial(load_lesson("05_ddpg").wolpertinger, actor=agent["actor_target"], critic=agent["critic_target"],
-                   k=k, beta=beta)
+                   k=k, beta=beta, memory=memory)
 
 
-def choose(judged: dict[tuple[float, float], pd.Series], twin: pd.Series) -> tuple[float, float]:
-    """Return the (γ, β) with most reward@10 among those whose NDCG@10 is not below the twin's, or of all if none is."""
-    good = {key: means for key, means in judged.items() if means["NDCG@10"] >= twin["NDCG@10"]} or judged
+def choose(judged: dict[tuple, pd.Series], floor: float) -> tuple:
+    """Return the setting with most reward@10 among those whose NDCG@10 is not below `floor`, or of all if none is."""
+    good = {key: means for key, means in judged.items() if means["NDCG@10"] >= floor} or judged
     return max(good, key=lambda key: good[key]["reward@10"])
 
 
@@ -148,22 +152,25 @@ def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: di
     frames = Frames(part.train, ids, matrix, FRAME_SIZE)
     twins = [train_agent(frames, seed, GAMMAS[0], value_weight=0.0) for seed in seeds]
     agents = {GAMMAS[0]: [train_agent(frames, seed, GAMMAS[0]) for seed in seeds]}
-    voices: list[dict] = []
+    tried: dict[str, list] = {}
     if protocol == CHOSEN_ON:
+        memories = {ridge: fit_memory(part.train, ids, matrix, ridge) for ridge in RIDGES}
         agents |= {gamma: [train_agent(frames, seed, gamma) for seed in seeds[:CHOOSING_SEEDS]] for gamma in GAMMAS[1:]}
-        (gamma, beta), voices = voices_of(agents, twins, partial(users_of, turns=valid))
+        chosen, tried = choose_all(agents, twins, memories, partial(users_of, turns=valid))
     elif chosen is None:
-        raise SystemExit(f"γ and β of {protocol} are those that {CHOSEN_ON} chose: judge that one first")
-    else:
-        gamma, beta = chosen["gamma"], float(chosen["beta"])
-    done = agents.get(gamma, [])
+        raise SystemExit(f"the settings of {protocol} are those that {CHOSEN_ON} chose: judge that one first")
+    gamma, done = chosen["gamma"], agents.get(chosen["gamma"], [])
     agents[gamma] = [*done, *(train_agent(frames, seed, gamma) for seed in seeds[len(done):])]
-    models["supervised twin"] = ("twin", [policy_of(agent) for agent, _ in twins], twins[0][1], {})
-    models["DDPG"] = ("rl", [policy_of(agent) for agent, _ in agents[GAMMAS[0]]], agents[GAMMAS[0]][0][1],
-                      {"gamma": GAMMAS[0]})
-    if (gamma, beta) != (GAMMAS[0], 0.0):
-        models["DDPG for reward"] = ("rl", [policy_of(agent, beta) for agent, _ in agents[gamma]],
-                                     agents[gamma][0][1], {"gamma": gamma, "beta": str(beta)})
+    memory = fit_memory(part.train, ids, matrix, **chosen["memory"])
+    for_reward = memory._replace(weight=chosen["weight"], liking=chosen["liking"])
+    for name, kind, runs, more in (("supervised twin", "twin", twins, {}),
+                                   ("DDPG", "rl", agents[GAMMAS[0]], {"gamma": GAMMAS[0]})):
+        models[name] = (kind, [policy_of(agent) for agent, _ in runs], runs[0][1], more)
+        models[f"{name}, with memory"] = (kind, [policy_of(agent, memory=memory) for agent, _ in runs], runs[0][1],
+                                          more | {"memory": chosen["memory"]})
+    models["DDPG for reward"] = (
+        "rl", [policy_of(agent, float(chosen["beta"]), memory=for_reward) for agent, _ in agents[gamma]],
+        agents[gamma][0][1], {name: chosen[name] for name in ("gamma", "beta", "weight", "liking")})
     rows, users = [], {}
     train_users = test[0][0].user_ids
     for name, (kind, recommenders, cpu, more) in models.items():
@@ -179,22 +186,39 @@ def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: di
         print(row, flush=True)
     evaluation.write_cases(folder / protocol / "users.csv", users)
     return {"rows": rows, "cases": sum(len(cases) for _, cases in test), "users": len(users["DDPG"]),
-            "chosen": {"gamma": gamma, "beta": str(beta)}, "voices": voices, "differences": differences_of(users)}
+            "chosen": chosen, **tried, "differences": differences_of(users)}
 
 
-def voices_of(agents: dict[float, list], twins: list, users_of: Callable) -> tuple[tuple[float, float], list[dict]]:
-    """Return the (γ, β) to take by `choose`, and every one's validation, means over the seeds that all have."""
+def choose_all(agents: dict[float, list], twins: list, memories: dict[float, Memory],
+               users_of: Callable) -> tuple[dict, dict[str, list]]:
+    """Choose on validation, by the mean of the seeds that all have: the memory, and the policy for reward.
+
+    The memory (ridge, weight, liking) is the one with which the twin ranks best. The policy for reward (γ, β, and the
+    memory's weight and liking) earns most reward@10 among those that rank no worse than that twin.
+
+    Returns:
+        (what was chosen, {"memories", "voices"}: what was tried).
+    """
     n = min(len(runs) for runs in agents.values())
+    says = [(weight, liking) for weight in WEIGHTS for liking in (LIKINGS if weight else LIKINGS[:1])]
 
-    def mean_of_seeds(runs: list, beta: float) -> pd.Series:
-        return sum(users_of(policy_of(agent, beta)).mean() for agent, _ in runs[:n]) / n
+    def mean_of_seeds(runs: list, ridge: float, weight: float, liking: float, beta: float = 0.0) -> pd.Series:
+        memory = memories[ridge]._replace(weight=weight, liking=liking) if weight else None
+        return sum(users_of(policy_of(agent, beta, memory=memory)).mean() for agent, _ in runs[:n]) / n
 
-    judged = {(gamma, beta): mean_of_seeds(runs, beta) for gamma, runs in agents.items() for beta in VOICES}
-    floor = mean_of_seeds(twins, 0.0)
-    voices = [{"gamma": gamma, "beta": str(beta), "seeds": n,
-               **{metric.lower(): round(float(means[metric]), 4) for metric in ("NDCG@10", "reward@10")}}
-              for (gamma, beta), means in {("twin", 0.0): floor, **judged}.items()]
-    return choose(judged, floor), voices
+    def listed(judged: dict[tuple, pd.Series], *names: str) -> list[dict]:
+        return [dict(zip(names, key, strict=True), seeds=n, **{
+            metric.lower(): round(float(means[metric]), 4) for metric in ("NDCG@10", "reward@10")})
+            for key, means in judged.items()]
+
+    of_twin = {(ridge, *say): mean_of_seeds(twins, ridge, *say) for ridge in memories for say in says}
+    ridge, weight, liking = best = max(of_twin, key=lambda key: of_twin[key]["NDCG@10"])
+    of_agents = {(gamma, beta, *say): mean_of_seeds(runs, ridge, *say, beta)
+                 for gamma, runs in agents.items() for beta in VOICES for say in says}
+    chosen = dict(zip(("gamma", "beta", "weight", "liking"), choose(of_agents, of_twin[best]["NDCG@10"]), strict=True))
+    return {"memory": {"ridge": ridge, "weight": weight, "liking": liking}, **chosen}, {
+        "memories": listed(of_twin, "ridge", "weight", "liking"),
+        "voices": listed(of_agents, "gamma", "beta", "weight", "liking")}
 
 
 def differences_of(users: dict[str, pd.DataFrame]) -> list[dict]:
@@ -204,24 +228,53 @@ def differences_of(users: dict[str, pd.DataFrame]) -> list[dict]:
 
 
 def add_scores(protocol: str, results: dict[str, Any], ratings: pd.DataFrame, ids: np.ndarray, folder: Path) -> None:
-    """Judge the scores that `baselines.py` left, and put their rows and differences beside what is stored."""
-    part = cut(ratings, protocol)
-    test = framed(part.test, ids, np.load(folder / "item_matrix.npy"))
-    users = evaluation.read_cases(folder / "users.csv")
-    for name, runs, meta in scored(folder, test, part.relevant):
-        row, by_user = judged_row(name, "baseline", protocol, runs, meta["cpu_s"], tried=len(meta["tried"]),
-                                  chosen=str(meta["chosen"]))
-        users[name] = by_user.reset_index(drop=True)
-        results["rows"] = [kept for kept in results["rows"] if (kept["protocol"], kept["name"]) != (protocol, name)]
-        results["rows"].append(row)
-        print(row, flush=True)
-    results["protocols"][protocol]["differences"] = differences_of(users)
+    """Judge the scores that `baselines.py` left, and put their rows and differences beside what is stored.
+
+    A model that left its scores of the validation cases too, log-probabilities up to a constant, is judged a second
+    time with the memory that our policies have, its settings chosen for it as the twin's were.
+    """
+    part, matrix, chosen = cut(ratings, protocol), np.load(folder / "item_matrix.npy"), {}
+    valid, test = framed(part.valid, ids, matrix), framed(part.test, ids, matrix)
+    users, old = evaluation.read_cases(folder / "users.csv"), results["protocols"]
+    for meta in records(folder):
+        scores, more = read_scores(folder, meta), {"tried": len(meta["tried"]), "chosen": str(meta["chosen"])}
+        found = {meta["name"]: (None, more)}
+        if read_scores(folder, meta, " valid"):
+            if protocol == CHOSEN_ON:
+                chosen[meta["name"]] = memory_for(read_scores(folder, meta, " valid")[:CHOOSING_SEEDS], valid, part)
+            settings = chosen.get(meta["name"]) or old[CHOSEN_ON]["memory of others"][meta["name"]]
+            found[f"{meta['name']}, with memory"] = (fit_memory(part.train, ids, matrix, **settings),
+                                                     more | {"memory": settings})
+        for name, (memory, more) in found.items():
+            runs = [judged_scores(each, test, part.relevant, memory) for each in scores]
+            row, by_user = judged_row(name, "baseline", protocol, runs, meta["cpu_s"], **more)
+            users[name] = by_user.reset_index(drop=True)
+            results["rows"] = [kept for kept in results["rows"] if (kept["protocol"], kept["name"]) != (protocol, name)]
+            results["rows"].append(row)
+            print(row, flush=True)
+    if chosen:
+        old[protocol]["memory of others"] = chosen
+    old[protocol]["differences"] = differences_of(users)
+
+
+def memory_for(scores: list[Tensor], valid: list[tuple[Frames, pd.DataFrame]], part: Cut) -> dict[str, float]:
+    """Return the ridge, weight and liking of the memory with which validation scores rank best, mean over seeds."""
+    ids, matrix, judged = valid[0][0].item_ids, valid[0][0].items.numpy(), {}
+    for ridge in RIDGES:
+        memory = fit_memory(part.valid[0][0], ids, matrix, ridge)
+        for weight in WEIGHTS[1:]:
+            for liking in LIKINGS:
+                judged[ridge, weight, liking] = np.mean([judged_scores(
+                    each, valid, part.relevant, memory._replace(weight=weight, liking=liking))["NDCG@10"].mean()
+                    for each in scores])
+    return dict(zip(("ridge", "weight", "liking"), max(judged, key=judged.get), strict=True))
 
 
 def write_cases(folder: Path, part: Cut, ids: np.ndarray, matrix: np.ndarray) -> None:
-    """Write what `baselines.py` reads: the training part, the catalogue, and each case with its history."""
+    """Write what `baselines.py` reads: what to fit and to choose on, the catalogue, each case with its history."""
     folder.mkdir(parents=True, exist_ok=True)
     part.train.to_csv(folder / "train.csv", index=False)
+    part.valid[0][0].to_csv(folder / "earlier.csv", index=False)
     pd.DataFrame({"item_id": ids}).to_csv(folder / "item_ids.csv", index=False)
     np.save(folder / "item_matrix.npy", matrix)
     for name, turns in (("valid", part.valid), ("test", part.test)):
@@ -237,27 +290,34 @@ def write_cases(folder: Path, part: Cut, ids: np.ndarray, matrix: np.ndarray) ->
                                                                                index=False)
 
 
-def scored(folder: Path, turns: list[tuple[Frames, pd.DataFrame]], relevant: float | None) -> list[tuple]:
-    """Return (name, metrics by user of each seed, what is known of it) of every model that left its scores."""
-    found = []
-    for path in sorted((folder / "scores").glob("*.json")):
-        meta, runs = json.loads(path.read_text(encoding="utf-8")), []
-        if "cpu_s" not in meta:  # still at work
-            continue
-        for seed in range(meta["seeds"]):
-            scores = torch.from_numpy(np.load(folder / "scores" / f"{meta['name']}-{seed}.npy").astype(np.float32))
-            first, cases = 0, []
-            for history, held_out in turns:
-                order = held_out["user_id"].unique()
-                place = pd.Series(np.arange(len(order)) + first, order)
-                first += len(order)
+def records(folder: Path) -> list[dict]:
+    """Return what is known of every model that has left its scores."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "scores").glob("*.json"))]
+    return [meta for meta in found if "cpu_s" in meta]  # without: still at work
 
-                def recommend(_, user_ids, scores=scores, place=place):
-                    return scores[place.loc[user_ids].to_numpy(copy=True)]
-                cases.append(evaluation.rank_held_out(recommend, history, held_out))
-            runs.append(evaluation.user_metrics(pd.concat(cases), relevant=relevant))
-        found.append((meta["name"], runs, meta))
-    return found
+
+def read_scores(folder: Path, meta: dict, of: str = "") -> list[Tensor]:
+    """Return a model's scores (cases, n_items) of the test cases, or of the " valid" ones, for each seed that has."""
+    paths = [folder / "scores" / f"{meta['name']}-{seed}{of}.npy" for seed in range(meta["seeds"])]
+    return [torch.from_numpy(np.load(path).astype(np.float32)) for path in paths if path.exists()]
+
+
+def judged_scores(scores: Tensor, turns: list[tuple[Frames, pd.DataFrame]], relevant: float | None,
+                  memory: Memory | None = None) -> pd.DataFrame:
+    """Return metrics by user of scores (cases, n_items), a memory's added if there is one."""
+    first, ranks = 0, []
+    for frames, held_out in turns:
+        order = held_out["user_id"].unique()
+        place = pd.Series(np.arange(len(order)) + first, order)
+        first += len(order)
+
+        def recommend(history: Frames, user_ids: np.ndarray, place: pd.Series = place) -> Tensor:
+            own = scores[place.loc[user_ids].to_numpy(copy=True)]
+            if memory is None:
+                return own
+            return own + memory(history, user_ids) @ history.items.T / history.embed_size ** 0.5
+        ranks.append(evaluation.rank_held_out(recommend, frames, held_out))
+    return evaluation.user_metrics(pd.concat(ranks), relevant=relevant)
 
 
 def simulate(ratings: pd.DataFrame, infos: dict, vectors: dict, likeness: np.ndarray,
@@ -284,30 +344,47 @@ def simulate(ratings: pd.DataFrame, infos: dict, vectors: dict, likeness: np.nda
         return simulator.sessions(simulator.play(worlds[which], known_enough(recommend, log), matrix, FRAME_SIZE,
                                                  user_ids=who, seed=seed, **how), worlds[which])
 
-    fitted = evaluation.fit_ease(train, ids, 1000)
-    tuned: dict[str, Any] = {}
-    models: dict[str, tuple[str, list[Recommender]]] = {
-        "random": ("baseline", [evaluation.random_recommender(seed) for seed in seeds]),
-        "popularity": ("baseline", [evaluation.popularity_recommender(train)] * len(seeds)),
-        "EASE": ("baseline", [evaluation.ease_recommender(evaluation.fit_ease(train, ids, 100), 10_000, 1.0)]
-                 * len(seeds)),
-        "EASE, recent films": ("baseline", [evaluation.ease_recommender(fitted, 20, 0.8)] * len(seeds))}
-    best = (-np.inf, 0.0, 0.0, 0)
-    for gamma in GAMMAS:
-        agent, _ = train_agent(frames, 0, gamma)
-        for k, beta in [*((CANDIDATES, beta) for beta in VOICES), *((4 * CANDIDATES, beta) for beta in VOICES[-2:])]:
-            reward = float(played(policy_of(agent, beta, k), "to choose by", 0)["reward"].mean())
-            tuned[f"γ = {gamma}, β = {beta}, k = {k}"] = round(reward, 2)
-            best = max(best, (reward, gamma, beta, k))
+    def tune(settings: dict[Any, Recommender]) -> Any:
+        """Return the setting that earns most in the world to choose by, all tried with seed 0."""
+        earned = {key: float(played(recommend, "to choose by", 0)["reward"].mean())
+                  for key, recommend in settings.items()}
+        tuned.update({str(key): round(value, 2) for key, value in earned.items()})
         print(tuned, flush=True)
-    _, gamma, beta, k = best
-    twins, agents = ([train_agent(frames, seed, gamma, weight)[0] for seed in seeds] for weight in (0.0, 1.0))
-    models |= {"supervised twin": ("twin", [policy_of(agent) for agent in twins]),
-               "DDPG" if gamma == GAMMAS[0] else "DDPG for reward": ("rl", [policy_of(agent) for agent in agents]),
-               "DDPG, re-ranked": ("rl", [policy_of(agent, beta, k) for agent in agents])}
+        return max(earned, key=earned.get)
+
+    tuned: dict[str, float] = {}
+    models: dict[str, tuple[str, list[Recommender], dict]] = {
+        "random": ("baseline", [evaluation.random_recommender(seed) for seed in seeds], {}),
+        "popularity": ("baseline", [evaluation.popularity_recommender(train)] * len(seeds), {})}
+    fitted = {ridge: evaluation.fit_ease(train, ids, ridge) for ridge in {setting[0] for setting in EASE_GRID}}
+    for name, plain in (("EASE", True), ("EASE, recent films", False)):
+        recommenders = {(name, *setting): evaluation.ease_recommender(fitted[setting[0]], *setting[1:])
+                        for setting in EASE_GRID if (setting[1] == 10_000) == plain}
+        best = tune(recommenders)
+        models[name] = ("baseline", [recommenders[best]] * len(seeds), {"chosen": str(best[1:])})
+
+    first = {gamma: train_agent(frames, 0, gamma)[0] for gamma in GAMMAS}
+    twin, memory = train_agent(frames, 0, GAMMAS[0], 0.0)[0], fit_memory(train, ids, matrix, RIDGES[1])
+    says = [memory._replace(weight=weight, liking=liking) for weight in WEIGHTS[1:] for liking in LIKINGS]
+    says = {("twin", one.weight, one.liking): policy_of(twin, memory=one) for one in says}
+    _, weight, liking = tune(says)
+    memory = memory._replace(weight=weight, liking=liking)
+    _, gamma, beta, k = tune({("DDPG", gamma, beta, k): policy_of(agent, beta, k, memory) for gamma, agent
+                              in first.items() for beta, k in LOUD_VOICES})
+    twins = [twin, *(train_agent(frames, seed, gamma, 0.0)[0] for seed in seeds[1:])]
+    agents = [first[gamma], *(train_agent(frames, seed, gamma)[0] for seed in seeds[1:])]
+    remembers = {"weight": weight, "liking": liking}
+    models |= {
+        "supervised twin": ("twin", [policy_of(agent) for agent in twins], {}),
+        "supervised twin, with memory": ("twin", [policy_of(agent, memory=memory) for agent in twins], remembers),
+        "DDPG": ("rl", [policy_of(agent) for agent in agents], {"gamma": gamma}),
+        "DDPG, with memory": ("rl", [policy_of(agent, memory=memory) for agent in agents],
+                              {"gamma": gamma} | remembers),
+        "DDPG, re-ranked": ("rl", [policy_of(agent, beta, k, memory) for agent in agents],
+                            {"gamma": gamma, "beta": str(beta), "candidates": k} | remembers)}
     rows, users = [], {}
     for mode in simulator.MODES:
-        for name, (kind, recommenders) in models.items():
+        for name, (kind, recommenders, more) in models.items():
             runs = [played(recommend, "to report", seed, mode=mode)
                     for seed, recommend in zip(seeds, recommenders, strict=True)]
             mean = pd.concat(runs).groupby(level=0).mean()
@@ -316,9 +393,7 @@ def simulate(ratings: pd.DataFrame, infos: dict, vectors: dict, likeness: np.nda
                          **{column: round(float(mean[column].mean()), 3)
                             for column in ("reward", "length", "rating", "diversity")},
                          "std": round(float(np.std([run["reward"].mean() for run in runs], ddof=1)), 3),
-                         "reward low": round(low, 2), "reward high": round(high, 2),
-                         **({"gamma": gamma} if kind == "rl" else {}),
-                         **({"beta": str(beta), "candidates": k} if name == "DDPG, re-ranked" else {})})
+                         "reward low": round(low, 2), "reward high": round(high, 2), **more})
             if mode == "no-repeat":
                 users[name] = mean
             print(rows[-1], flush=True)
