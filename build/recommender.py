@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import onnxruntime
 
-FORMAT = 1       # of the model folder, as its manifest says
+FORMAT = 2       # of the model folder, as its manifest says
 NEEDED = ("actor.onnx", "critic.onnx", "items.npz", "items.json")
 THREADS = 1      # for a product: the networks are small, and the other processors are for other requests
 SEARCHED = 1000  # nearest items an approximate index is always asked for; who needs more is served exactly
@@ -107,7 +107,7 @@ class Recommender:
         self.frame_size, self.embed_size = manifest["frame_size"], manifest["embed_size"]
         self.dataset, self.policy = str(manifest["dataset"]), str(manifest["policy"])
         self.candidates, self.beta = int(manifest["critic"]["candidates"]), float(manifest["critic"]["beta"])
-        self.gamma = float(manifest["critic"]["gamma"])
+        self.gamma, self.liking = float(manifest["critic"]["gamma"]), float(manifest["memory"]["liking"])
         self.low, self.high, self.step = (float(manifest["rating"][key]) for key in ("low", "high", "step"))
         self.items: list[dict] = json.loads(content["items.json"])
         with np.load(io.BytesIO(content["items.npz"]), allow_pickle=False) as arrays:
@@ -115,6 +115,7 @@ class Recommender:
             self.n_ratings = arrays["ratings"]                                # (n,)
             self.map = arrays["map"]                                          # (n, 2)
             self.axes, self.mean = arrays["axes"], arrays["mean"]             # (2, E), (E,)
+            self.memory = arrays["memory"]                                    # (E, E): zeros for a policy without one
         self.place_norm = float(manifest["map"]["norm"])
         self.actor, self.critic = network(content["actor.onnx"]), network(content["critic.onnx"])
         self.index = None
@@ -127,6 +128,7 @@ class Recommender:
         if not (n == len(self.row_of) == manifest["n_items"] and self.matrix.shape == (n, self.embed_size)
                 and self.map.shape == (n, 2) and self.n_ratings.shape == (n,)
                 and self.axes.shape == (2, self.embed_size) and self.mean.shape == (self.embed_size,)
+                and self.memory.shape == (self.embed_size, self.embed_size)
                 and (self.index is None or self.index.ntotal == n)
                 and all(net.get_inputs()[0].shape[1] == width for net in (self.actor, self.critic))):
             raise ModelError("sizes differ")
@@ -193,6 +195,14 @@ class Recommender:
         ratings = np.stack([ask.ratings[kept] for ask, kept in zip(asks, known, strict=True)])
         return np.concatenate([vectors.reshape(len(asks), -1), ratings], axis=1)
 
+    def remembered(self, asks: list[Ask]) -> np.ndarray:
+        """Return (B, E) float32: what whole histories add to the proto-actions, lesson 05's memory.
+
+        That is the sum of all rated items' vectors, each counted 1 + liking · (rating − 3), times a matrix.
+        """
+        sums = [(1 + self.liking * (ask.ratings - 3)) @ self.matrix[ask.rows] for ask in asks]
+        return np.stack(sums).astype(np.float32) @ self.memory
+
     def best(self, proto_action: np.ndarray, asks: list[Ask]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return (rows, log p) for each request: its best items that are not hidden, best first.
 
@@ -247,7 +257,7 @@ class Recommender:
 
     def _by_policy(self, asks: list[Ask]) -> list[dict]:
         state = self.states(asks)
-        proto_action = self.actor.run(["proto_action"], {"state": state})[0]
+        proto_action = self.actor.run(["proto_action"], {"state": state})[0] + self.remembered(asks)
         best = self.best(proto_action, asks)
         rows = np.zeros((len(asks), max(1, *(len(own) for own, _ in best))), np.int64)
         for b, (own, _) in enumerate(best):
