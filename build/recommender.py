@@ -115,7 +115,7 @@ class Recommender:
             self.n_ratings = arrays["ratings"]                                # (n,)
             self.map = arrays["map"]                                          # (n, 2)
             self.axes, self.mean = arrays["axes"], arrays["mean"]             # (2, E), (E,)
-            self.memory = arrays["memory"]                                    # (E, E): zeros for a policy without one
+            self.memory = np.asarray(arrays["memory"], np.float32)            # (E, E): zeros for a policy without one
         self.place_norm = float(manifest["map"]["norm"])
         self.actor, self.critic = network(content["actor.onnx"]), network(content["critic.onnx"])
         self.index = None

@@ -178,7 +178,8 @@ def test_an_approximate_index_recommends_the_same(recommender, written, tmp_path
     folder, lesson, n = shutil.copytree(written[0], tmp_path / "model"), load_lesson("11_ship"), 2000
     matrix = np.random.default_rng(1).normal(size=(n, EMBED_SIZE)).astype(np.float32)
     infos = {i: {"title": "A film", "genres": [], "release_year": None} for i in range(n)}
-    lesson.write_items(folder, np.arange(n), matrix, infos, pd.Series([1, 2]))
+    memory = np.random.default_rng(2).normal(size=(EMBED_SIZE, EMBED_SIZE)).astype(np.float32) / 20
+    lesson.write_items(folder, np.arange(n), matrix, infos, pd.Series([1, 2]), memory)
     faiss.write_index(lesson.hnsw(matrix), str(folder / "index.faiss"))
     described_anew(folder, n_items=n, search={"kind": "hnsw"})
     model = recommender.Recommender(folder)

@@ -33,6 +33,7 @@ GAMMAS = (0.9, 0.5, 0.0)
 VOICES = (0.0, 0.1, 0.2)
 LOUD_VOICES = ((0.0, 100), (0.3, 100), (1.0, 100), (np.inf, 100), (np.inf, 400))  # in the simulator: β, candidates
 RIDGES, WEIGHTS, LIKINGS = (100, 200, 400), (0.0, 4.0, 6.0), (0.0, 0.2, 0.4)  # of the memory
+NO_LOSS = 0.98          # of the twin's NDCG@10 on validation: a policy for reward may not rank lower
 CHOSEN_ON, CHOOSING_SEEDS = "last-5", 3  # the protocol whose validation chooses for all, and by how many seeds
 CANDIDATES = 100
 RELEVANT = 4.0          # stars, in the temporal protocol
@@ -96,9 +97,10 @@ def policy_of(agent: dict, beta: float = 0.0, k: int = CANDIDATES, memory: Memor
 
 
 def choose(judged: dict[tuple, pd.Series], floor: float) -> tuple:
-    """Return the setting with most reward@10 among those whose NDCG@10 is not below `floor`, or of all if none is."""
-    good = {key: means for key, means in judged.items() if means["NDCG@10"] >= floor} or judged
-    return max(good, key=lambda key: good[key]["reward@10"])
+    """Return the setting with most reward@10 among those with an NDCG@10 of `floor`, or the one that ranks best."""
+    good = [key for key, means in judged.items() if means["NDCG@10"] >= floor]
+    return max(good, key=lambda key: judged[key]["reward@10"]) if good else \
+        max(judged, key=lambda key: judged[key]["NDCG@10"])
 
 
 def judged_row(name: str, kind: str, protocol: str, runs: list[pd.DataFrame], cpu: float, **more: Any) -> tuple:
@@ -194,7 +196,7 @@ def choose_all(agents: dict[float, list], twins: list, memories: dict[float, Mem
     """Choose on validation, by the mean of the seeds that all have: the memory, and the policy for reward.
 
     The memory (ridge, weight, liking) is the one with which the twin ranks best. The policy for reward (γ, β, and the
-    memory's weight and liking) earns most reward@10 among those that rank no worse than that twin.
+    memory's weight and liking) earns most reward@10 among those that rank as well as that twin, but for NO_LOSS.
 
     Returns:
         (what was chosen, {"memories", "voices"}: what was tried).
@@ -215,7 +217,8 @@ def choose_all(agents: dict[float, list], twins: list, memories: dict[float, Mem
     ridge, weight, liking = best = max(of_twin, key=lambda key: of_twin[key]["NDCG@10"])
     of_agents = {(gamma, beta, *say): mean_of_seeds(runs, ridge, *say, beta)
                  for gamma, runs in agents.items() for beta in VOICES for say in says}
-    chosen = dict(zip(("gamma", "beta", "weight", "liking"), choose(of_agents, of_twin[best]["NDCG@10"]), strict=True))
+    chosen = dict(zip(("gamma", "beta", "weight", "liking"), choose(of_agents, NO_LOSS * of_twin[best]["NDCG@10"]),
+                      strict=True))
     return {"memory": {"ridge": ridge, "weight": weight, "liking": liking}, **chosen}, {
         "memories": listed(of_twin, "ridge", "weight", "liking"),
         "voices": listed(of_agents, "gamma", "beta", "weight", "liking")}
