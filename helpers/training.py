@@ -98,11 +98,45 @@ def autocast(device: str | torch.device) -> torch.autocast:
     return torch.autocast(kind, torch.bfloat16, enabled=fast, cache_enabled=False)
 
 
+class CheckpointFile:
+    """Where `fit` keeps its last copy: a file, written beside its place, gone when the run has ended."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def read(self, run: dict[str, Any]) -> dict[str, Any] | None:
+        """Return what was kept, or None; `run` is what the run that asks is known by."""
+        if not self.path.exists():
+            return None
+        try:
+            return torch.load(self.path, map_location="cpu", weights_only=True)
+        except (RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
+            raise DataError(f"{shown(self.path)} is not a checkpoint of this run ({str(error).splitlines()[0]}): "
+                            f"delete it to begin anew") from error
+
+    def write(self, kept: dict[str, Any]) -> None:
+        """Keep {"run", "step", "rows", "parts"}.
+
+        Raises:
+            OSError: saying why it cannot be written.
+        """
+        try:
+            with replacing(self.path) as beside:
+                torch.save(kept, beside)
+        except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a riddle
+            full = shutil.disk_usage(self.path.parent).free < 1 << 20
+            reason = "the disk is full" if full else str(error).splitlines()[0]
+            raise OSError(f"{shown(self.path)} cannot be written ({reason})") from error
+
+    def done(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
 def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[str, Any], *, batch_size: int,
         max_steps: int, watch: Callable[[int], dict[str, float]] | None = None, log_every: int = 10,
         safe_every: int = 200, log: Log | None = None, seed: int = 0, desc: str = "fit",
         sample: Callable[[int], Any] | None = None, shuffle_ties: bool = False, limit: float = 1e6, bf16: bool = True,
-        checkpoint: Path | None = None) -> pd.DataFrame:
+        checkpoint: Path | Any = None) -> pd.DataFrame:
     """Call `update` on shuffled batches, epoch after epoch, for `max_steps` steps.
 
     Args:
@@ -115,8 +149,9 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
         shuffle_ties: with every pass over the log, put ratings of one second in another order (see `Frames`).
         limit: no logged number may be larger; rewards of −4 … 5 discounted by 0.99 make returns of at most 500.
         bf16: let `autocast` decide how matrices are multiplied; False keeps to float32.
-        checkpoint: file to keep the last copy in. A run that was stopped goes on from there, to the same end as if
-            it had not been; a finished run removes it. It is ignored if it belongs to other settings.
+        checkpoint: file to keep the last copy in, or what has `CheckpointFile`'s three methods. A run that was
+            stopped goes on from there, to the same end as if it had not been; a finished run removes the file. It is
+            ignored if it belongs to other settings.
 
     Returns:
         The logged rows, indexed by step.
@@ -126,6 +161,7 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
             written; `parts` are as in their last copy.
     """
     everything = parts | ({} if log is None else {"log": log})
+    checkpoint = CheckpointFile(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     frames.shuffle_ties(None)
     run = _identity(update, frames, batch_size=batch_size, seed=seed, desc=desc, sampled=sample is not None,
                     shuffle_ties=shuffle_ties)
@@ -173,18 +209,14 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
                            "Lower the learning rate, or look for NaN in the item matrix")
             if checkpoint is not None:
                 try:
-                    with replacing(checkpoint) as beside:
-                        torch.save({"run": run, "step": step, "rows": rows, "parts": copied}, beside)
-                except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a riddle
-                    full = shutil.disk_usage(checkpoint.parent).free < 1 << 20
-                    reason = "the disk is full" if full else str(error).splitlines()[0]
-                    raise stop(step, f"{shown(checkpoint)} cannot be written ({reason})",
-                               "Make room; the same call goes on from there") from error
+                    checkpoint.write({"run": run, "step": step, "rows": rows, "parts": copied})
+                except OSError as error:
+                    raise stop(step, str(error), "Make room; the same call goes on from there") from error
             safe, safe_step = copied, step
     bar.close()
     frames.shuffle_ties(None)
     if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
+        checkpoint.done()
     return pd.DataFrame(rows).set_index("step")
 
 
@@ -196,18 +228,17 @@ def _identity(update: Callable, frames: Frames, **settings: Any) -> dict[str, An
     return settings | chosen | {"code": code, "log": frames.log_hash(), "items": matrix_hash(frames.items)}
 
 
-def _resume(checkpoint: Path | None, run: dict, parts: dict[str, Any]) -> tuple[int, list[dict], dict]:
+def _resume(checkpoint: Any, run: dict, parts: dict[str, Any]) -> tuple[int, list[dict], dict]:
     """Return (step, rows, copy of the parts): of the checkpoint if it belongs to this run, else of a beginning."""
-    if checkpoint is not None and checkpoint.exists():
-        try:
-            kept = torch.load(checkpoint, map_location="cpu", weights_only=True)
-            if kept["run"] == run:
-                restore(parts, kept["parts"])
-                return kept["step"], kept["rows"], kept["parts"]
-        except (RuntimeError, KeyError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
-            raise DataError(f"{shown(checkpoint)} is not a checkpoint of this run ({str(error).splitlines()[0]}): "
-                            f"delete it to begin anew") from error
-    return 0, [], snapshot(parts)
+    kept = None if checkpoint is None else checkpoint.read(run)
+    if kept is None or kept["run"] != run:
+        return 0, [], snapshot(parts)
+    try:
+        restore(parts, kept["parts"])
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise DataError(f"the checkpoint's parts are not those of this run ({str(error).splitlines()[0]}): delete it "
+                        f"to begin anew") from error
+    return kept["step"], kept["rows"], kept["parts"]
 
 
 def _all_finite(value: Any) -> bool:

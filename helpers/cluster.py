@@ -1,0 +1,374 @@
+"""The same lessons on several machines, with Ray: ratings by shard of users, training over workers.
+
+Ray is not among the requirements: `pip install -r requirements-ray.txt`.
+"""
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.fs
+import pyarrow.parquet
+import torch
+from torch import distributed
+
+from helpers import training
+from helpers.files import PROJECT, DataError
+from helpers.frames import Frames, write_static
+
+COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
+MANIFEST = "shards.json"
+HOW_TO_GET_IT = "Ray is not installed: `pip install -r requirements-ray.txt`, then run this again"
+
+
+def ray() -> ModuleType:
+    """Return the module, or say how to get it.
+
+    Raises:
+        DataError: if Ray is not installed.
+    """
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+                   "RAY_DATA_LOG_LEVEL": "ERROR", "RAY_worker_niceness": "0"}  # workers compete as equals
+    if find_spec("ray") is None:
+        raise DataError(HOW_TO_GET_IT)
+    for name in ("data", "train", "train.torch"):
+        importlib.import_module(f"ray.{name}")
+    return importlib.import_module("ray")
+
+
+@contextlib.contextmanager
+def connected(n_nodes: int, store: int = 256 << 20) -> Iterator[ModuleType]:
+    """Yield Ray, connected to the cluster at RAY_ADDRESS, or to one of `n_nodes` made here and ended with the block.
+
+    A node made here has one core and an object store of `store` bytes: the same protocols as between machines, and
+    no more speed than this machine has.
+    """
+    engine, local = ray(), None
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    where = {"runtime_env": {"working_dir": str(PROJECT),  # a cluster's nodes have the requirements, and our code so
+                             "excludes": ["/data", "/res", "/build", "/.git", "/.venv", "/.test"]}}
+    try:
+        if not os.environ.get("RAY_ADDRESS"):
+            node = {"num_cpus": 1, "object_store_memory": store}
+            local = importlib.import_module("ray.cluster_utils").Cluster(
+                initialize_head=True, head_node_args=node | {"include_dashboard": False})
+            for _ in range(n_nodes - 1):
+                local.add_node(**node)
+            where = {"address": local.address}
+        engine.init(log_to_driver=False, logging_level="ERROR", **where)
+        context = engine.data.DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        yield engine
+    finally:
+        engine.shutdown()
+        if local is not None:
+            local.shutdown()
+
+
+def shard_of(user_ids: np.ndarray, n_shards: int) -> np.ndarray:
+    """Return which shard (n,) each user (n,) belongs to: by a hash of the id, the same on every machine."""
+    return (pd.util.hash_array(np.asarray(user_ids)) % n_shards).astype(np.int64)
+
+
+def in_order(log: pa.Table) -> pa.Table:
+    """Return ratings by user and time; within a second by `place` if there is one, else by item and stars."""
+    within = ["place"] if "place" in log.column_names else ["item_id", "rating"]
+    return log.sort_by([(name, "ascending") for name in ("user_id", "timestamp", *within)]).select(COLUMNS)
+
+
+def shard_ratings(source: str | Path, folder: str | Path, n_shards: int) -> pd.DataFrame:
+    """Bring each user's ratings together: Parquet → Ray Data → n_shards Parquet files, one beside the other.
+
+    No user is in two shards. Where ratings share their second, a shard keeps the order of a column `place` (the row's
+    place in the log as it came) if there is one, else that of item ids and stars: parts have no order among each other.
+
+    Args:
+        source: folder of Parquet files, or an object store's address (s3://, gs://): `COLUMNS`, and maybe `place`.
+        folder: where the shards go, and a manifest when all are there; likewise.
+
+    Returns:
+        One row a shard: `shard`, `users`, `ratings`.
+
+    Raises:
+        DataError: if there is nothing at `source`, or it lacks a column.
+    """
+    data = ray().data
+    source, folder = _address(source), _address(folder)
+    try:
+        names = pyarrow.dataset.dataset(source, format="parquet").schema.names
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise DataError(f"no Parquet files to read at {source} ({str(error).splitlines()[0]})") from error
+    lacking = [name for name in COLUMNS if name not in names]
+    if lacking:
+        raise DataError(f"the ratings at {source} lack {', '.join(lacking)}; they have {', '.join(names)}")
+    columns = [*COLUMNS, *(["place"] if "place" in names else [])]
+
+    def add_shard(batch: pa.Table) -> pa.Table:
+        return batch.append_column("shard", pa.array(shard_of(batch["user_id"].to_numpy(), n_shards)))
+
+    def write(group: pa.Table) -> pa.Table:
+        k = group["shard"][0].as_py()
+        table = in_order(group)
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
+        pyarrow.parquet.write_table(table, f"{path}/.{_name(k)}.part", filesystem=filesystem)
+        filesystem.move(f"{path}/.{_name(k)}.part", f"{path}/{_name(k)}")
+        return pa.table({"shard": [k], "users": [len(table["user_id"].unique())], "ratings": [len(table)]})
+
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
+    filesystem.create_dir(path)
+    with contextlib.suppress(FileNotFoundError):  # from here on the old shards are not whole
+        filesystem.delete_file(f"{path}/{MANIFEST}")
+    ratings = data.read_parquet(source).select_columns(columns)
+    made = ratings.map_batches(add_shard, batch_format="pyarrow").groupby("shard", num_partitions=n_shards) \
+        .map_groups(write, batch_format="pyarrow").to_pandas().sort_values("shard", ignore_index=True)
+    with filesystem.open_output_stream(f"{path}/{MANIFEST}") as file:
+        file.write(json.dumps(made.to_dict("list")).encode())
+    return made
+
+
+def _address(path: str | Path) -> str:
+    return str(path) if "://" in str(path) else Path(path).resolve().as_uri()
+
+
+def _name(k: int) -> str:
+    return f"shard-{k:05d}.parquet"
+
+
+def manifest(folder: str | Path) -> pd.DataFrame:
+    """Return what `shard_ratings` returned for a folder.
+
+    Raises:
+        DataError: if it has not filled the folder.
+    """
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(_address(folder))
+    try:
+        with filesystem.open_input_stream(f"{path}/{MANIFEST}") as file:
+            return pd.DataFrame(json.loads(file.read()))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} has no {MANIFEST}, so its shards are not whole: call shard_ratings again") from error
+
+
+def read_shards(folder: str | Path, rank: int = 0, n_workers: int = 1) -> pd.DataFrame:
+    """Return the ratings of every n_workers-th shard from number `rank` on: what one worker trains on.
+
+    Raises:
+        DataError: if a shard, or the manifest, is missing, or a shard has not all its ratings.
+    """
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(_address(folder))
+    shards = manifest(folder)
+    parts = []
+    for k, n_ratings in shards[["shard", "ratings"]].iloc[rank::n_workers].itertuples(index=False):
+        try:
+            parts.append(pyarrow.parquet.read_table(f"{path}/{_name(k)}", filesystem=filesystem).to_pandas())
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            raise DataError(f"{path}/{_name(k)} is missing or damaged: its {n_ratings:,} ratings would be lost; "
+                            f"call shard_ratings again") from error
+        if len(parts[-1]) != n_ratings:
+            raise DataError(f"{path}/{_name(k)} holds {len(parts[-1]):,} ratings where the manifest counts "
+                            f"{n_ratings:,}: call shard_ratings again")
+    if not parts:
+        raise DataError(f"{path} has {len(shards)} shards, none for worker {rank + 1} of {n_workers}: "
+                        f"make more shards than workers")
+    return pd.concat(parts, ignore_index=True)
+
+
+def share(matrix: np.ndarray) -> Any:
+    """Put an item matrix into the object store, where a node keeps one copy for all its workers; return the reference.
+
+    Raises:
+        DataError: if it does not fit into the store of every node.
+    """
+    engine = ray()
+    stores = [node["Resources"].get("object_store_memory", 0) for node in engine.nodes() if node["Alive"]]
+    matrix = np.ascontiguousarray(matrix, dtype=np.float32)
+    if matrix.nbytes > min(stores):
+        raise DataError(f"the item matrix takes {matrix.nbytes / 1e6:,.0f} MB and the smallest object store of the "
+                        f"cluster holds {min(stores) / 1e6:,.0f} MB: start Ray with a larger object_store_memory")
+    try:
+        return engine.put(matrix)
+    except (engine.exceptions.ObjectStoreFullError, engine.exceptions.OutOfDiskError) as error:
+        raise DataError(f"the object store is full: the item matrix of {matrix.nbytes / 1e6:,.0f} MB did not fit; "
+                        f"free what the cluster holds, or start Ray with a larger object_store_memory") from error
+
+
+def shared_frames(ratings: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, frame_size: int,
+                  device: str | torch.device = "cpu") -> Frames:
+    """Return Frames whose item matrix is the node's own copy, of which `Frames` alone would keep another."""
+    frames = Frames(ratings, item_ids, matrix, frame_size, device)
+    if frames.device.type == "cpu":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the store's memory is read-only, and nobody writes to it
+            frames.items = torch.from_numpy(matrix)
+    return frames
+
+
+def write_static_shards(folder: str | Path, into: Path, item_ids: np.ndarray, matrix: Any, frame_size: int,
+                        source: str) -> pd.DataFrame:
+    """Write a static file of transitions for every shard, as many at once as the cluster has cores.
+
+    Args:
+        folder: what `shard_ratings` filled.
+        into: a folder that all nodes see; `write_static`'s files go there as `transitions-00000.hdf5` and so on.
+        matrix: what `share` returned.
+
+    Returns:
+        One row a shard with a transition: `path`, `transitions`.
+    """
+    engine = ray()
+    n = len(manifest(folder))
+
+    @engine.remote(num_cpus=1)
+    def write(k: int, matrix: np.ndarray) -> dict[str, Any]:
+        ratings = read_shards(folder, k, n)
+        if ratings["user_id"].value_counts().max() <= frame_size:
+            return {"path": "", "transitions": 0}
+        frames = shared_frames(ratings, item_ids, matrix, frame_size)
+        file = Path(into) / f"transitions-{k:05d}.hdf5"
+        write_static(file, frames, source=f"{source}, shard {k} of {n}")
+        return {"path": str(file), "transitions": len(frames)}
+
+    made = pd.DataFrame(engine.get([write.remote(k, matrix) for k in range(n)]))
+    return made[made["transitions"] > 0].reset_index(drop=True)
+
+
+def average_gradients(agent: dict[str, Any]) -> None:
+    """Make every optimiser of an agent step by the mean of all workers' gradients.
+
+    The update rules stay as the lessons have them: an optimiser calls this before its step. Workers that begin with
+    the same weights so keep the same weights, target networks too.
+    """
+    def average(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+        gradients = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        distributed.all_reduce(flat)
+        means = (flat / distributed.get_world_size()).split([gradient.numel() for gradient in gradients])
+        for gradient, mean in zip(gradients, means, strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    for part in agent.values():
+        if isinstance(part, torch.optim.Optimizer):
+            part.register_step_pre_hook(average)
+
+
+class RayCheckpoint:
+    """Where `training.fit` keeps its last copy on a cluster: every worker's own, in one checkpoint of Ray Train.
+
+    With as many workers as before, each goes on as if nothing had happened. With another number the shards are dealt
+    anew: each worker takes worker 0's networks and step, and begins with an order, priorities and dropout of its own.
+    """
+
+    def __init__(self, agent: dict[str, Any]):
+        self.train, self.agent = ray().train, agent
+        self.rank, self.n = self.train.get_context().get_world_rank(), self.train.get_context().get_world_size()
+        self.run, self.step = {}, 0
+
+    def read(self, run: dict[str, Any]) -> dict[str, Any] | None:
+        self.run, checkpoint = run, self.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        with checkpoint.as_directory() as folder:
+            files = sorted(Path(folder).glob("worker-*.pt"))
+            same = len(files) == self.n
+            kept = torch.load(files[self.rank if same else 0], map_location="cpu", weights_only=True)
+        if kept["run"]["items"] != run["items"]:
+            raise DataError("the checkpoint was made with another item matrix: train under another name, or with the "
+                            "matrix it was made with")
+        if not same:
+            own = training.snapshot({name: part for name, part in self.agent.items() if name == "replay"})
+            kept |= {"run": run, "parts": kept["parts"] | own}
+        self.step = kept["step"]
+        return kept
+
+    def write(self, kept: dict[str, Any]) -> None:
+        numbers = {name: value for row in kept["rows"][-1:] for name, value in row.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(kept, Path(folder) / f"worker-{self.rank:05d}.pt")
+            self.train.report(numbers | {"step": kept["step"], "workers": self.n},
+                              checkpoint=self.train.Checkpoint.from_directory(folder))
+        self.step = kept["step"]
+
+    def done(self) -> None:
+        """Keep the last copy: it is what the driver gets."""
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """Train as one of several: what Ray Train runs in every worker."""
+    engine = ray()
+    rank, n = engine.train.get_context().get_world_rank(), engine.train.get_context().get_world_size()
+    frames = shared_frames(read_shards(config["folder"], rank, n), config["item_ids"], engine.get(config["matrix"]),
+                           config["frame_size"], engine.train.torch.get_device())
+    update, agent, options = config["make"](frames)
+    average_gradients(agent)
+    options, keeper = config["fit"] | options, RayCheckpoint(agent)
+    torch.manual_seed(1000 * options.get("seed", 0) + rank)  # each drops other units
+    log = training.fit(update, frames, agent, batch_size=-(-config["batch_size"] // n), desc="together",
+                       checkpoint=keeper, **options)
+    if keeper.step < options["max_steps"]:
+        keeper.write({"run": keeper.run, "step": options["max_steps"], "parts": training.snapshot(agent),
+                      "rows": log.reset_index().to_dict("records")})
+
+
+def train_together(make: Callable[[Frames], tuple[Callable, dict, dict]], folder: str | Path, item_ids: np.ndarray,
+                   matrix: Any, n_workers: int | tuple[int, int], *, frame_size: int, batch_size: int, max_steps: int,
+                   storage: str | Path, name: str, use_gpu: bool = False, max_failures: int = 3,
+                   **fit: Any) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Train one agent with Ray Train, data parallel: each worker on its shards, every step by the mean gradient.
+
+    Args:
+        make: frames → (update, agent, further arguments of `training.fit`); the same agent in every worker.
+        folder: what `shard_ratings` filled, seen by all nodes.
+        matrix: what `share` returned.
+        n_workers: a number, or (least, most), between which Ray chooses; that the loss of a node is survived so has not
+            been shown.
+        batch_size: of a step, of all workers together.
+        storage: folder or object store that all nodes see; checkpoints go to `storage/name`, and a run of that name
+            that ended early goes on there.
+        max_failures: how many times a worker may fail, by being lost or by what it was given.
+        fit: arguments of `training.fit`, e.g. `safe_every`, the steps between two checkpoints.
+
+    Returns:
+        (the states of the agent's parts at the last step, the logged rows of worker 0).
+
+    Raises:
+        DataError: what the workers found wrong, or training that failed too often.
+    """
+    train = ray().train
+    config = dict(make=make, folder=_address(folder), item_ids=np.asarray(item_ids), matrix=matrix,
+                  frame_size=frame_size, batch_size=batch_size, fit=dict(fit, max_steps=max_steps))
+    trainer = train.torch.TorchTrainer(
+        _worker, train_loop_config=config,
+        scaling_config=train.ScalingConfig(num_workers=n_workers, use_gpu=use_gpu),
+        run_config=train.RunConfig(name=name, storage_path=_address(storage),
+                                   failure_config=train.FailureConfig(max_failures=max_failures),
+                                   checkpoint_config=train.CheckpointConfig(num_to_keep=2)))
+    try:
+        result = trainer.fit()
+    except train.TrainingFailedError as error:
+        raise DataError(_reason(error)) from error
+    with result.checkpoint.as_directory() as kept:
+        state = torch.load(Path(kept) / "worker-00000.pt", map_location="cpu", weights_only=True)
+    return state["parts"], pd.DataFrame(state["rows"]).set_index("step")
+
+
+def _reason(error: Exception) -> str:
+    """Return what went wrong in a worker, in its own words if it has some."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = failure
+        while cause is not None:
+            if isinstance(cause, DataError | training.TrainingError):
+                return str(cause)
+            cause = cause.__cause__
+    return f"training on the cluster failed: {str(error).strip().splitlines()[-1]}"

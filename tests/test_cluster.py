@@ -1,0 +1,198 @@
+"""Several workers and nodes do what one does, and lose nothing when a worker is lost."""
+
+import os
+import shutil
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+
+from helpers import cluster
+from helpers.files import DataError
+from helpers.frames import Frames, read_static
+from helpers.lessons import load_lesson
+
+F, ITEMS = 3, np.arange(12)
+MATRIX = np.random.default_rng(0).normal(size=(12, 6)).astype(np.float32)
+
+
+def twenty_logs():
+    """Return 20 users with 15 ratings each, every second rating in the second of the one before."""
+    rng, n = np.random.default_rng(0), 20 * 15
+    return pd.DataFrame({"user_id": np.repeat(np.arange(20), 15), "item_id": rng.integers(12, size=n),
+                         "rating": rng.integers(1, 11, size=n) / 2, "timestamp": np.arange(n) // 2})
+
+
+def shards(folder, ratings):
+    """Write ratings as three Parquet files that cut users in two, and bring them into four shards."""
+    (folder / "raw").mkdir()
+    for k in range(3):
+        ratings[k::3].to_parquet(folder / "raw" / f"part-{k}.parquet")
+    return cluster.shard_ratings(folder / "raw", folder / "shards", 4)
+
+
+def rows_of(frames):
+    """Return every transition as one row of numbers, sorted."""
+    rows = np.concatenate(list(frames.gather(torch.arange(len(frames)))), axis=1)
+    return rows[np.lexsort(rows.T)]
+
+
+def ddpg(frames, value_weight=1e-9, before=lambda step: None, **options):
+    """Return what `train_together` asks for: lesson 05's update and agent; `before` is called before each step."""
+    lesson, step = load_lesson("05_ddpg"), 0
+    agent = lesson.new_agent(0, F, 6, 1e-3, hidden_size=16, dropout=0.0, item_dropout=0.0)
+    learn = partial(lesson.update, agent, frames, gamma=0.9, tau=0.02, decay=0.7, value_weight=value_weight)
+
+    def update(index):
+        nonlocal step
+        step += 1
+        before(step)
+        return learn(index) | {"transitions": torch.tensor(len(frames))}
+    return update, agent, options
+
+
+def train(make, home, folder, name, n_workers=2, max_steps=6, **options):
+    options = dict(safe_every=2, log_every=2, bf16=False, max_failures=0) | options
+    return cluster.train_together(make, home / "shards", ITEMS, cluster.share(MATRIX), n_workers, frame_size=F,
+                                  batch_size=32, max_steps=max_steps, storage=folder / "storage", name=name, **options)
+
+
+def equal(a, b):
+    return all(torch.equal(a[part][name], b[part][name]) for part in ("actor", "critic", "actor_target")
+               for name in a[part])
+
+
+def test_without_ray_a_sentence_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"pip install -r requirements-ray\.txt"):
+        cluster.ray()
+
+
+def test_a_shard_of_a_user_depends_on_the_id_alone():
+    ids = np.arange(1000)
+    assert (cluster.shard_of(ids[::-1], 7) == cluster.shard_of(ids, 7)[::-1]).all()
+    assert np.bincount(cluster.shard_of(ids, 7)).min() > 100
+
+
+def test_without_a_place_ratings_of_one_second_are_ordered_by_what_they_are():
+    ratings = twenty_logs()
+    by_what = cluster.in_order(pa.Table.from_pandas(ratings.sample(frac=1, random_state=0))).to_pandas()
+    assert np.array_equal(by_what, ratings.sort_values(["user_id", "timestamp", "item_id", "rating"]))
+    placed = ratings.assign(place=np.arange(300)).sample(frac=1, random_state=0)
+    assert np.array_equal(cluster.in_order(pa.Table.from_pandas(placed)).to_pandas(), ratings)
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """Connect to two nodes of one core each."""
+    pytest.importorskip("ray", reason=cluster.HOW_TO_GET_IT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with cluster.connected(2, store=128 << 20) as engine:
+            engine.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a worker cannot import tests
+            yield engine
+
+
+@pytest.fixture(scope="module")
+def home(nodes, tmp_path_factory):
+    """Return a folder with the twenty logs in shards."""
+    folder = tmp_path_factory.mktemp("home")
+    shards(folder, twenty_logs().assign(place=np.arange(300)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(home):
+    """Return what two workers come to in six steps when nothing happens."""
+    return train(ddpg, home, home, "whole")
+
+
+def test_the_shards_hold_all_transitions_and_no_user_twice(home):
+    made = cluster.manifest(home / "shards")
+    assert made["ratings"].sum() == 300 and made["users"].sum() == 20
+    parts = [cluster.read_shards(home / "shards", rank, 2) for rank in range(2)]
+    assert not set(parts[0]["user_id"]) & set(parts[1]["user_id"])
+    both = np.concatenate([rows_of(cluster.shared_frames(part, ITEMS, MATRIX, F)) for part in parts])
+    assert np.array_equal(both[np.lexsort(both.T)], rows_of(Frames(twenty_logs(), ITEMS, MATRIX, F)))
+
+
+def test_static_shards_written_side_by_side_hold_all_transitions(home, tmp_path):
+    made = cluster.write_static_shards(home / "shards", tmp_path / "static", ITEMS, cluster.share(MATRIX), F, "logs")
+    assert made["transitions"].sum() == 240
+    batches = [batch for path in made["path"] for batch in read_static(Path(path), 64, F, MATRIX)]
+    rows = np.concatenate([np.concatenate(list(batch), axis=1) for batch in batches])
+    whole = rows_of(Frames(twenty_logs(), ITEMS, torch.from_numpy(MATRIX).half().float(), F))
+    assert np.array_equal(rows[np.lexsort(rows.T)], whole)
+    with pytest.raises(DataError, match="another item matrix"):
+        next(read_static(Path(made["path"][0]), 64, F, MATRIX + 1))
+
+
+def test_two_workers_take_the_steps_of_one_with_both_their_batches(home, whole):
+    together, log = whole
+    frames = Frames(twenty_logs(), ITEMS, MATRIX, F)
+    user = np.repeat(frames.user_ids, frames.log_length - F)
+    update, agent, _ = ddpg(frames)
+    batches = []
+    for rank in range(2):
+        part = cluster.shared_frames(cluster.read_shards(home / "shards", rank, 2), ITEMS, MATRIX, F)
+        rows = torch.as_tensor(np.flatnonzero(np.isin(user, part.user_ids)))
+        batches.append([rows[index] for index in part.sample(16, seed=0)])
+    for step in range(6):
+        update(torch.cat([batches[0][step], batches[1][step]]))
+    for name in ("actor", "critic", "actor_target", "critic_target"):
+        for key, weights in agent[name].state_dict().items():
+            torch.testing.assert_close(together[name][key], weights, rtol=1e-4, atol=1e-6)
+    assert log.index.tolist() == [1, 2, 4, 6]
+
+
+def test_a_worker_killed_within_an_epoch_changes_nothing(home, whole, tmp_path):
+    flag = tmp_path / "killed"
+
+    def before(step):
+        if step == 5 and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    killed, log = train(partial(ddpg, before=before), home, tmp_path, "killed", max_failures=1)
+    assert flag.exists() and equal(whole[0], killed) and log.index.tolist() == [1, 2, 4, 6]
+
+
+def test_d4pg_with_priorities_trains_together(home, tmp_path):
+    state, log = train(d4pg, home, tmp_path, "d4pg", max_steps=3)
+    assert log.index[-1] == 3 and np.isfinite(log).all(axis=None) and "replay" in state
+
+
+def d4pg(frames):
+    lesson = load_lesson("06_d4pg")
+    agent = lesson.new_d4pg_agent(0, F, 6, 1e-3, replay_size=len(frames), hidden_size=16)
+    return partial(lesson.d4pg_update, agent, frames, gamma=0.9, tau=0.02, decay=0.7, n=2,
+                   support=torch.linspace(-40, 50, 51)), agent, {"sample": agent["replay"].sample}
+
+
+def test_what_is_wrong_gets_a_sentence(home, tmp_path):
+    with pytest.raises(DataError, match="no Parquet files to read"):
+        cluster.shard_ratings(tmp_path / "nowhere", tmp_path / "shards", 2)
+    (tmp_path / "bad").mkdir()
+    twenty_logs().drop(columns="rating").to_parquet(tmp_path / "bad" / "a.parquet")
+    with pytest.raises(DataError, match="lack rating"):
+        cluster.shard_ratings(tmp_path / "bad", tmp_path / "shards", 2)
+    with pytest.raises(DataError, match=r"has no shards\.json"):
+        cluster.read_shards(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="268 MB and the smallest object store of the cluster holds 134 MB"):
+        cluster.share(np.zeros((1 << 26, 1), np.float32))
+
+
+def test_a_missing_shard_or_another_item_matrix_gets_a_sentence_from_its_worker(home, whole, tmp_path):
+    with pytest.raises(DataError, match="made with another item matrix"):
+        cluster.train_together(ddpg, home / "shards", ITEMS, cluster.share(MATRIX + 1), 1, name="whole", frame_size=F,
+                               batch_size=32, max_steps=8, storage=home / "storage", max_failures=0)
+    shutil.copytree(home / "shards", tmp_path / "shards")
+    (tmp_path / "shards" / "shard-00001.parquet").unlink()
+    with pytest.raises(DataError, match=r"shard-00001.parquet is missing or damaged"):
+        train(ddpg, tmp_path, tmp_path, "missing")
