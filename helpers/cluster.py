@@ -275,6 +275,9 @@ class RayCheckpoint:
         self.rank, self.n = self.train.get_context().get_world_rank(), self.train.get_context().get_world_size()
         self.run, self.step = {}, 0
 
+    def __str__(self) -> str:
+        return "the checkpoint of Ray Train"
+
     def read(self, run: dict[str, Any]) -> dict[str, Any] | None:
         self.run, checkpoint = run, self.train.get_checkpoint()
         if checkpoint is None:

@@ -104,15 +104,12 @@ class CheckpointFile:
     def __init__(self, path: Path):
         self.path = path
 
+    def __str__(self) -> str:
+        return shown(self.path)
+
     def read(self, run: dict[str, Any]) -> dict[str, Any] | None:
         """Return what was kept, or None; `run` is what the run that asks is known by."""
-        if not self.path.exists():
-            return None
-        try:
-            return torch.load(self.path, map_location="cpu", weights_only=True)
-        except (RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
-            raise DataError(f"{shown(self.path)} is not a checkpoint of this run ({str(error).splitlines()[0]}): "
-                            f"delete it to begin anew") from error
+        return torch.load(self.path, map_location="cpu", weights_only=True) if self.path.exists() else None
 
     def write(self, kept: dict[str, Any]) -> None:
         """Keep {"run", "step", "rows", "parts"}.
@@ -126,7 +123,7 @@ class CheckpointFile:
         except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a riddle
             full = shutil.disk_usage(self.path.parent).free < 1 << 20
             reason = "the disk is full" if full else str(error).splitlines()[0]
-            raise OSError(f"{shown(self.path)} cannot be written ({reason})") from error
+            raise OSError(f"{self} cannot be written ({reason})") from error
 
     def done(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -149,7 +146,7 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
         shuffle_ties: with every pass over the log, put ratings of one second in another order (see `Frames`).
         limit: no logged number may be larger; rewards of −4 … 5 discounted by 0.99 make returns of at most 500.
         bf16: let `autocast` decide how matrices are multiplied; False keeps to float32.
-        checkpoint: file to keep the last copy in, or what has `CheckpointFile`'s three methods. A run that was
+        checkpoint: file to keep the last copy in, or what has `CheckpointFile`'s methods. A run that was
             stopped goes on from there, to the same end as if it had not been; a finished run removes the file. It is
             ignored if it belongs to other settings.
 
@@ -230,15 +227,17 @@ def _identity(update: Callable, frames: Frames, **settings: Any) -> dict[str, An
 
 def _resume(checkpoint: Any, run: dict, parts: dict[str, Any]) -> tuple[int, list[dict], dict]:
     """Return (step, rows, copy of the parts): of the checkpoint if it belongs to this run, else of a beginning."""
-    kept = None if checkpoint is None else checkpoint.read(run)
-    if kept is None or kept["run"] != run:
-        return 0, [], snapshot(parts)
     try:
-        restore(parts, kept["parts"])
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"the checkpoint's parts are not those of this run ({str(error).splitlines()[0]}): delete it "
-                        f"to begin anew") from error
-    return kept["step"], kept["rows"], kept["parts"]
+        kept = None if checkpoint is None else checkpoint.read(run)
+        if kept is not None and kept["run"] == run:
+            restore(parts, kept["parts"])
+            return kept["step"], kept["rows"], kept["parts"]
+    except DataError:
+        raise
+    except (RuntimeError, KeyError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise DataError(f"{checkpoint} is not a checkpoint of this run ({str(error).splitlines()[0]}): "
+                        f"delete it to begin anew") from error
+    return 0, [], snapshot(parts)
 
 
 def _all_finite(value: Any) -> bool:

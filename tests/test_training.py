@@ -150,8 +150,10 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_from(frames, tmp_path):
     assert made[0] == 1
 
 
-def test_a_damaged_checkpoint_gets_a_sentence(frames, weight, tmp_path):
-    (tmp_path / "c.pt").write_bytes(b"not a checkpoint")
+@pytest.mark.parametrize("write", [lambda path: path.write_bytes(b"not a checkpoint"),
+                                   lambda path: torch.save({"another": "dict"}, path)], ids=["bytes", "dict"])
+def test_a_damaged_checkpoint_gets_a_sentence(frames, weight, tmp_path, write):
+    write(tmp_path / "c.pt")
     with pytest.raises(DataError, match=r"c\.pt is not a checkpoint of this run .*: delete it to begin anew"):
         fit(frames, weight, checkpoint=tmp_path / "c.pt")
 

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,8 @@ FRAME_SIZE, MAX_STEPS, BATCH_SIZE, LEARNING_RATE = 10, 800, 512, 3e-3   # lesson
 GAMMAS = (0.9, 0.5, 0.0)
 VOICES = (0.0, 0.1, 0.2)
 LOUD_VOICES = ((0.0, 100), (0.3, 100), (1.0, 100), (np.inf, 100), (np.inf, 400))  # in the simulator: β, candidates
-RIDGES, WEIGHTS, LIKINGS = (100, 200, 400), (0.0, 4.0, 6.0), (0.0, 0.2, 0.4)  # of the memory
+RIDGES = (100, 200, 400)                        # of the memory
+SAYS = list(product((4.0, 6.0), (0.0, 0.2, 0.4)))  # its weight and liking
 NO_LOSS = 0.98          # of the twin's NDCG@10 on validation: a policy for reward may not rank lower
 CHOSEN_ON, CHOOSING_SEEDS = "last-5", 3  # the protocol whose validation chooses for all, and by how many seeds
 CANDIDATES = 100
@@ -202,7 +204,7 @@ def choose_all(agents: dict[float, list], twins: list, memories: dict[float, Mem
         (what was chosen, {"memories", "voices"}: what was tried).
     """
     n = min(len(runs) for runs in agents.values())
-    says = [(weight, liking) for weight in WEIGHTS for liking in (LIKINGS if weight else LIKINGS[:1])]
+    says = [(0.0, 0.0), *SAYS]
 
     def mean_of_seeds(runs: list, ridge: float, weight: float, liking: float, beta: float = 0.0) -> pd.Series:
         memory = memories[ridge]._replace(weight=weight, liking=liking) if weight else None
@@ -237,14 +239,14 @@ def add_scores(protocol: str, results: dict[str, Any], ratings: pd.DataFrame, id
     time with the memory that our policies have, its settings chosen for it as the twin's were.
     """
     part, matrix, chosen = cut(ratings, protocol), np.load(folder / "item_matrix.npy"), {}
-    valid, test = framed(part.valid, ids, matrix), framed(part.test, ids, matrix)
+    test = framed(part.test, ids, matrix)
     users, old = evaluation.read_cases(folder / "users.csv"), results["protocols"]
     for meta in records(folder):
         scores, more = read_scores(folder, meta), {"tried": len(meta["tried"]), "chosen": str(meta["chosen"])}
         found = {meta["name"]: (None, more)}
-        if read_scores(folder, meta, " valid"):
+        if validation := read_scores(folder, meta, " valid"):
             if protocol == CHOSEN_ON:
-                chosen[meta["name"]] = memory_for(read_scores(folder, meta, " valid")[:CHOOSING_SEEDS], valid, part)
+                chosen[meta["name"]] = memory_for(validation[:CHOOSING_SEEDS], framed(part.valid, ids, matrix), part)
             settings = chosen.get(meta["name"]) or old[CHOSEN_ON]["memory of others"][meta["name"]]
             found[f"{meta['name']}, with memory"] = (fit_memory(part.train, ids, matrix, **settings),
                                                      more | {"memory": settings})
@@ -265,11 +267,10 @@ def memory_for(scores: list[Tensor], valid: list[tuple[Frames, pd.DataFrame]], p
     ids, matrix, judged = valid[0][0].item_ids, valid[0][0].items.numpy(), {}
     for ridge in RIDGES:
         memory = fit_memory(part.valid[0][0], ids, matrix, ridge)
-        for weight in WEIGHTS[1:]:
-            for liking in LIKINGS:
-                judged[ridge, weight, liking] = np.mean([judged_scores(
-                    each, valid, part.relevant, memory._replace(weight=weight, liking=liking))["NDCG@10"].mean()
-                    for each in scores])
+        for weight, liking in SAYS:
+            judged[ridge, weight, liking] = np.mean([judged_scores(
+                each, valid, part.relevant, memory._replace(weight=weight, liking=liking))["NDCG@10"].mean()
+                for each in scores])
     return dict(zip(("ridge", "weight", "liking"), max(judged, key=judged.get), strict=True))
 
 
@@ -368,9 +369,8 @@ def simulate(ratings: pd.DataFrame, infos: dict, vectors: dict, likeness: np.nda
 
     first = {gamma: train_agent(frames, 0, gamma)[0] for gamma in GAMMAS}
     twin, memory = train_agent(frames, 0, GAMMAS[0], 0.0)[0], fit_memory(train, ids, matrix, RIDGES[1])
-    says = [memory._replace(weight=weight, liking=liking) for weight in WEIGHTS[1:] for liking in LIKINGS]
-    says = {("twin", one.weight, one.liking): policy_of(twin, memory=one) for one in says}
-    _, weight, liking = tune(says)
+    _, weight, liking = tune({("twin", *say): policy_of(twin, memory=memory._replace(weight=say[0], liking=say[1]))
+                              for say in SAYS})
     memory = memory._replace(weight=weight, liking=liking)
     _, gamma, beta, k = tune({("DDPG", gamma, beta, k): policy_of(agent, beta, k, memory) for gamma, agent
                               in first.items() for beta, k in LOUD_VOICES})
