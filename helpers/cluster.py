@@ -49,6 +49,18 @@ def ray() -> ModuleType:
     return importlib.import_module("ray")
 
 
+def chosen_workers() -> int:
+    """Return how many workers this run may use: `WORKERS` of `make run`, or 2.
+
+    Raises:
+        DataError: if it is not a whole number from 1.
+    """
+    chosen = os.environ.get("RECNN_WORKERS") or "2"
+    if not chosen.isdecimal() or int(chosen) < 1:
+        raise DataError(f"WORKERS={chosen} is not a number of workers: give a whole number from 1")
+    return int(chosen)
+
+
 @contextlib.contextmanager
 def connected(n_nodes: int, store: int = 256 << 20) -> Iterator[ModuleType]:
     """Yield Ray, connected to the cluster at RAY_ADDRESS, or to one of `n_nodes` made here and ended with the block.
@@ -325,53 +337,70 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 def train_together(make: Callable[[Frames], tuple[Callable, dict, dict]], folder: str | Path, item_ids: np.ndarray,
-                   matrix: Any, n_workers: int | tuple[int, int], *, frame_size: int, batch_size: int, max_steps: int,
+                   matrix: Any, n_workers: int, *, frame_size: int, batch_size: int, max_steps: int,
                    storage: str | Path, name: str, use_gpu: bool = False, max_failures: int = 3,
                    **fit: Any) -> tuple[dict[str, Any], pd.DataFrame]:
     """Train one agent with Ray Train, data parallel: each worker on its shards, every step by the mean gradient.
+
+    When a worker is lost, all go on from the last checkpoint. When a node is, they wait for another in its place (a
+    minute, or RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S); if none comes, as many go on as there is room for.
 
     Args:
         make: frames → (update, agent, further arguments of `training.fit`); the same agent in every worker.
         folder: what `shard_ratings` filled, seen by all nodes.
         matrix: what `share` returned.
-        n_workers: a number, or (least, most), between which Ray chooses; that the loss of a node is survived so has not
-            been shown.
         batch_size: of a step, of all workers together.
         storage: folder or object store that all nodes see; checkpoints go to `storage/name`, and a run of that name
             that ended early goes on there.
-        max_failures: how many times a worker may fail, by being lost or by what it was given.
+        max_failures: how many times workers may be lost.
         fit: arguments of `training.fit`, e.g. `safe_every`, the steps between two checkpoints.
 
     Returns:
         (the states of the agent's parts at the last step, the logged rows of worker 0).
 
     Raises:
-        DataError: what the workers found wrong, or training that failed too often.
+        DataError: what a worker found wrong, or if workers were lost too often or found no room.
     """
-    train = ray().train
+    engine = ray()
+    train, kind = engine.train, "GPU" if use_gpu else "CPU"
     config = dict(make=make, folder=_address(folder), item_ids=np.asarray(item_ids), matrix=matrix,
                   frame_size=frame_size, batch_size=batch_size, fit=dict(fit, max_steps=max_steps))
-    trainer = train.torch.TorchTrainer(
-        _worker, train_loop_config=config,
-        scaling_config=train.ScalingConfig(num_workers=n_workers, use_gpu=use_gpu),
-        run_config=train.RunConfig(name=name, storage_path=_address(storage),
-                                   failure_config=train.FailureConfig(max_failures=max_failures),
-                                   checkpoint_config=train.CheckpointConfig(num_to_keep=2)))
-    try:
-        result = trainer.fit()
-    except train.TrainingFailedError as error:
-        raise DataError(_reason(error)) from error
+    run = train.RunConfig(  # whether to try again is decided here: Ray would also retry what cannot succeed
+        name=name, storage_path=_address(storage), checkpoint_config=train.CheckpointConfig(num_to_keep=2),
+        failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0))
+    result = None
+    while result is None:
+        try:
+            result = train.torch.TorchTrainer(
+                _worker, train_loop_config=config, run_config=run,
+                scaling_config=train.ScalingConfig(num_workers=n_workers, use_gpu=use_gpu)).fit()
+        except train.ControllerError as error:
+            room = int(sum(node["Resources"].get(kind, 0) for node in engine.nodes() if node["Alive"]))
+            if not 0 < room < n_workers:
+                raise DataError(f"training on the cluster could not start with {n_workers} workers on {room} {kind}s "
+                                f"({_last_line(error)})") from error
+            print(f"no room for {n_workers} workers: going on with {room}, one for each {kind} that is there")
+            n_workers = room
+        except train.TrainingFailedError as error:
+            max_failures -= 1
+            reason = _own_words(error)
+            if reason or max_failures < 0:
+                raise DataError(reason or f"workers were lost too often: {_last_line(error)}") from error
     with result.checkpoint.as_directory() as kept:
         state = torch.load(Path(kept) / "worker-00000.pt", map_location="cpu", weights_only=True)
     return state["parts"], pd.DataFrame(state["rows"]).set_index("step")
 
 
-def _reason(error: Exception) -> str:
-    """Return what went wrong in a worker, in its own words if it has some."""
+def _own_words(error: Exception) -> str:
+    """Return what a worker found wrong, or nothing if it was lost."""
     for failure in getattr(error, "worker_failures", {}).values():
         cause = failure
         while cause is not None:
             if isinstance(cause, DataError | training.TrainingError):
                 return str(cause)
             cause = cause.__cause__
-    return f"training on the cluster failed: {str(error).strip().splitlines()[-1]}"
+    return ""
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]

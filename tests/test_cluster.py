@@ -1,9 +1,12 @@
-"""Several workers and nodes do what one does, and lose nothing when a worker is lost."""
+"""Several workers and nodes do what one does, and lose nothing when one of them is lost."""
 
+import json
 import os
 import shutil
 import signal
 import sys
+import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -44,7 +47,10 @@ def rows_of(frames):
 
 
 def ddpg(frames, value_weight=1e-9, before=lambda step: None, **options):
-    """Return what `train_together` asks for: lesson 05's update and agent; `before` is called before each step."""
+    """Return what `train_together` asks for: lesson 05's update and agent; `before` is called before each step.
+
+    Logged are the worker's transitions, and the steps since it was started.
+    """
     lesson, step = load_lesson("05_ddpg"), 0
     agent = lesson.new_agent(0, F, 6, 1e-3, hidden_size=16, dropout=0.0, item_dropout=0.0)
     learn = partial(lesson.update, agent, frames, gamma=0.9, tau=0.02, decay=0.7, value_weight=value_weight)
@@ -53,7 +59,7 @@ def ddpg(frames, value_weight=1e-9, before=lambda step: None, **options):
         nonlocal step
         step += 1
         before(step)
-        return learn(index) | {"transitions": torch.tensor(len(frames))}
+        return learn(index) | {"transitions": torch.tensor(len(frames)), "own steps": torch.tensor(step)}
     return update, agent, options
 
 
@@ -61,6 +67,13 @@ def train(make, home, folder, name, n_workers=2, max_steps=6, **options):
     options = dict(safe_every=2, log_every=2, bf16=False, max_failures=0) | options
     return cluster.train_together(make, home / "shards", ITEMS, cluster.share(MATRIX), n_workers, frame_size=F,
                                   batch_size=32, max_steps=max_steps, storage=folder / "storage", name=name, **options)
+
+
+def wait_for_checkpoints(run, n):
+    """Wait until Ray has noted n checkpoints of a run, which it does every two seconds."""
+    snapshot = run / "checkpoint_manager_snapshot.json"
+    while not snapshot.exists() or len(json.loads(snapshot.read_text())["checkpoint_results"]) < n:
+        time.sleep(0.1)
 
 
 def equal(a, b):
@@ -72,6 +85,15 @@ def test_without_ray_a_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install -r requirements-ray\.txt"):
         cluster.ray()
+
+
+def test_the_number_of_workers_is_one_switch(monkeypatch):
+    for chosen, n in (("", 2), ("1", 1), ("8", 8)):
+        monkeypatch.setenv("RECNN_WORKERS", chosen)
+        assert cluster.chosen_workers() == n
+    monkeypatch.setenv("RECNN_WORKERS", "two")
+    with pytest.raises(DataError, match="WORKERS=two is not a number"):
+        cluster.chosen_workers()
 
 
 def test_a_shard_of_a_user_depends_on_the_id_alone():
@@ -90,13 +112,21 @@ def test_without_a_place_ratings_of_one_second_are_ordered_by_what_they_are():
 
 @pytest.fixture(scope="module")
 def nodes():
-    """Connect to two nodes of one core each."""
-    pytest.importorskip("ray", reason=cluster.HOW_TO_GET_IT)
+    """Connect to two nodes of one core each, and return what can add and remove one."""
+    utils, made = pytest.importorskip("ray.cluster_utils", reason=cluster.HOW_TO_GET_IT), []
     with pytest.MonkeyPatch.context() as patch:
+        def make(head_node_args, make=utils.Cluster, **options):  # a full store may not go on to the disk
+            head_node_args |= {"_system_config": {"automatic_object_spilling_enabled": False,
+                                                  "local_fs_capacity_threshold": 0.001}}
+            made.append(make(head_node_args=head_node_args, **options))
+            return made[0]
+
+        patch.setattr(utils, "Cluster", make)
         patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")  # Ray waits so long for a node in place of another
         with cluster.connected(2, store=128 << 20) as engine:
             engine.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a worker cannot import tests
-            yield engine
+            yield made[0]
 
 
 @pytest.fixture(scope="module")
@@ -156,11 +186,12 @@ def test_a_worker_killed_within_an_epoch_changes_nothing(home, whole, tmp_path):
 
     def before(step):
         if step == 5 and not flag.exists():
+            wait_for_checkpoints(tmp_path / "storage" / "killed", 2)
             flag.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
     killed, log = train(partial(ddpg, before=before), home, tmp_path, "killed", max_failures=1)
-    assert flag.exists() and equal(whole[0], killed) and log.index.tolist() == [1, 2, 4, 6]
+    assert equal(whole[0], killed) and log["own steps"].to_dict() == {1: 1, 2: 2, 4: 4, 6: 2}
 
 
 def test_d4pg_with_priorities_trains_together(home, tmp_path):
@@ -186,13 +217,42 @@ def test_what_is_wrong_gets_a_sentence(home, tmp_path):
         cluster.read_shards(tmp_path / "nowhere")
     with pytest.raises(DataError, match="268 MB and the smallest object store of the cluster holds 134 MB"):
         cluster.share(np.zeros((1 << 26, 1), np.float32))
+    held = [cluster.share(np.zeros((12 << 20, 1), np.float32)) for _ in range(2)]
+    with pytest.raises(DataError, match="object store is full: the item matrix of 50 MB did not fit"):
+        cluster.share(np.zeros((12 << 20, 1), np.float32))
+    del held
 
 
-def test_a_missing_shard_or_another_item_matrix_gets_a_sentence_from_its_worker(home, whole, tmp_path):
+def test_a_missing_shard_or_another_item_matrix_gets_a_sentence(home, whole, tmp_path):
     with pytest.raises(DataError, match="made with another item matrix"):
         cluster.train_together(ddpg, home / "shards", ITEMS, cluster.share(MATRIX + 1), 1, name="whole", frame_size=F,
-                               batch_size=32, max_steps=8, storage=home / "storage", max_failures=0)
+                               batch_size=32, max_steps=8, storage=home / "storage")
     shutil.copytree(home / "shards", tmp_path / "shards")
     (tmp_path / "shards" / "shard-00001.parquet").unlink()
     with pytest.raises(DataError, match=r"shard-00001.parquet is missing or damaged"):
-        train(ddpg, tmp_path, tmp_path, "missing")
+        cluster.read_shards(tmp_path / "shards", 1, 2)
+
+
+def test_a_node_that_is_removed_leaves_its_users_to_the_others(nodes, home, tmp_path, capsys):
+    removing, gone = tmp_path / "removing", tmp_path / "gone"
+
+    def before(step):
+        if step == 5 and not gone.exists():
+            wait_for_checkpoints(tmp_path / "storage" / "removed", 2)
+            removing.touch()
+            while not gone.exists():
+                time.sleep(0.1)
+
+    def remove():
+        while not removing.exists():
+            time.sleep(0.1)
+        nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+        gone.touch()
+
+    watcher = threading.Thread(target=remove, daemon=True)
+    watcher.start()
+    _, log = train(partial(ddpg, before=before), home, tmp_path, "removed", max_failures=1)
+    watcher.join()
+    assert log["own steps"].to_dict() == {1: 1, 2: 2, 4: 4, 6: 2}
+    assert log["transitions"].loc[4] < 240 and log["transitions"].loc[6] == 240
+    assert "no room for 2 workers: going on with 1" in capsys.readouterr().out
