@@ -1,8 +1,9 @@
-# make run   fetch the data, execute the lessons, print what they reached   (DATASET=name, folder or .zip)
+# make run   fetch the data, execute the lessons, print what they reached   (DATASET=name, folder or .zip;
+#            WORKERS=n or RAY_ADDRESS of a running cluster: lesson 13's workers, with Ray of requirements-ray.txt)
 # make test  lint, unit tests, and every notebook cell by cell
 # make bench  how fast ratings become transitions, on a synthetic table of 20 million (needs 3 GB of disk), how fast
-#             films are asked for, of a local stand-in for TMDB, how fast DDPG learns, and how fast the service
-#             answers: 16 minutes in all
+#             films are asked for, of a local stand-in for TMDB, how fast DDPG learns, how fast the service
+#             answers, and with Ray how fast two workers make transitions: 18 minutes in all
 # make results  judge policies and baselines by every protocol of lesson 10, five seeds each: hours
 # make lab   open the lessons in JupyterLab
 # make serve  recommend in the browser with what lesson 11 wrote, at http://127.0.0.1:8000   (DATASET, ADDRESS, PORT)
@@ -25,28 +26,35 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 	touch $@
 
 run: .venv/ready
-	@$(BIN)/python -m helpers.series --dataset "$(DATASET)"
+	@$(BIN)/python -m helpers.series --dataset "$(DATASET)" --workers "$(WORKERS)"
 
 test: .venv/ready
 	$(BIN)/ruff check .
 	rm -rf .test
 	RECNN_ROOT=$(CURDIR)/.test $(BIN)/python -c "from helpers import datasets as d; d.fetch('ml-100k'), d.fetch_model()"
-	$(MAKE) --no-print-directory --keep-going --jobs 2 check-data check-units $(CHECKED)
+	$(MAKE) --no-print-directory --keep-going --jobs 2 check-data check-units check-ray $(CHECKED)
 
 # Two lanes of one thread each do more than one of two. A lesson waits for those whose artefacts it reads; what others
 # wait for, or takes longest, stands first. nbval reads a cell's messages when the cell has ended and loses those
 # beyond 1,000, so progress bars send few.
-CHECKED := $(addprefix check-,05 08 06 07 11 12 09 10)
+CHECKED := $(addprefix check-,05 08 06 07 11 12 13 09 10)
 PYTEST  := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 TQDM_MININTERVAL=5 $(BIN)/python -m pytest -v
 NBVAL   := RECNN_ROOT=$(CURDIR)/.test $(PYTEST) --nbval --nbval-cell-timeout=3600
-.PHONY: check-data check-units $(CHECKED)
+.PHONY: check-data check-units check-ray $(CHECKED)
 check-units:
 	RECNN_ROOT=$(CURDIR)/.test/units $(PYTEST) helpers tests
+# Ray lies beside the requirements, so that all the rest is tested without it
+.venv/with-ray/ready: requirements-ray.txt .venv/ready
+	rm -rf .venv/with-ray
+	$(BIN)/python -m pip install --quiet --no-deps --target .venv/with-ray -r requirements-ray.txt
+	touch $@
+check-ray: .venv/with-ray/ready
+	RECNN_ROOT=$(CURDIR)/.test/ray PYTHONPATH=$(CURDIR)/.venv/with-ray $(PYTEST) tests/test_cluster.py
 check-data:
 	$(NBVAL) notes/0[0-4]_*.ipynb
 $(CHECKED): check-%:
 	$(NBVAL) notes/$*_*.ipynb
-check-05 check-12: check-data
+check-05 check-12 check-13: check-data
 check-06 check-07 check-08 check-11: check-05
 check-09 check-10: check-06 check-07 check-08
 
@@ -55,6 +63,7 @@ bench: .venv/ready
 	$(BIN)/python -m tests.benchmarks.metadata
 	$(BIN)/python -m tests.benchmarks.agents
 	$(BIN)/python -m tests.benchmarks.service
+	$(BIN)/python -m tests.benchmarks.cluster
 
 # the baselines of other libraries want other versions than ours, so they have an environment of their own
 data/results-env/ready: requirements-results.txt

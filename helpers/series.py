@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -64,6 +65,7 @@ LESSONS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "12_your_data": (["02_embeddings", "05_ddpg"], ["own/events.csv", "own/catalogue.parquet",
                                                     "news_sample/train/behaviors.tsv",
                                                     "news_sample/dev/behaviors.tsv"], []),
+    "13_beyond_one_machine": (["03_pca", "05_ddpg", "06_d4pg"], [], []),
 }
 
 
@@ -106,6 +108,8 @@ def fingerprint(notebook: nbformat.NotebookNode, upstream: list[str], source: st
     code = code_of(notebook)
     helpers = [(PROJECT / "helpers" / f"{name}.py").read_text(encoding="utf-8") for name in sorted(modules_of(code))]
     pins = (PROJECT / "requirements.txt").read_text(encoding="utf-8")
+    if any("cluster.connected" in cell for cell in code):  # Ray may come later, or WORKERS change
+        pins += f"{find_spec('ray') is not None} {os.environ.get('RECNN_WORKERS')} {os.environ.get('RAY_ADDRESS')}"
     if any("build_dir" in cell for cell in code):
         sources = sorted(path for path in (PROJECT / "build").iterdir() if path.is_file())
         helpers += [path.read_text(encoding="utf-8", errors="replace") for path in sources]  # an editor's files too
@@ -173,6 +177,9 @@ def run(dataset: str, only: list[str] | None = None, in_place: bool = False, for
 
 
 def _run(dataset: str, only: list[str] | None, in_place: bool, force: bool) -> int:
+    if os.environ.get("RECNN_WORKERS") or os.environ.get("RAY_ADDRESS"):  # asked for several workers, which take Ray
+        from helpers import cluster  # with PyTorch behind it, so only when needed
+        cluster.chosen_workers(), cluster.ray()
     if Path(dataset).expanduser().exists():
         dataset = str(Path(dataset).expanduser().resolve())
     raw = fetch(dataset)
@@ -267,9 +274,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m helpers.series", description=__doc__)
     parser.add_argument("only", nargs="*", help="run these lessons alone, e.g. 05 09")
     parser.add_argument("--dataset", default=DEFAULT_DATASET, help="a name, a folder or a .zip")
+    parser.add_argument("--workers", default="", help="how many workers lesson 13 has, with Ray")
     parser.add_argument("--in-place", action="store_true", help="write the outputs into notes/, as committed")
     parser.add_argument("--force", action="store_true", help="run even what is up to date")
     options = parser.parse_args()
+    if options.workers:
+        os.environ["RECNN_WORKERS"] = options.workers
     return run(options.dataset or DEFAULT_DATASET, options.only or None, options.in_place, options.force)
 
 

@@ -206,6 +206,16 @@ def d4pg(frames):
                    support=torch.linspace(-40, 50, 51)), agent, {"sample": agent["replay"].sample}
 
 
+def test_lesson_13_has_actors_on_the_nodes_play_and_make_transitions(home):
+    lesson, d4pg_lesson = load_lesson("13_beyond_one_machine"), load_lesson("06_d4pg")
+    learner = d4pg_lesson.new_d4pg_agent(0, learning_rate=3e-3, **d4pg_lesson.TOY)
+    met = lesson.learn_from_players(cluster.ray(), learner, (0.1, 1.0), rounds=6, gamma=0.9, tau=0.02, decay=0.7, n=3,
+                                    support=torch.linspace(-40, 50, 51), behaviour_weight=0.02)
+    assert set(met["noise"]) == {0.1, 1.0} and len(met) == 6
+    rate = lesson.rate_of(cluster.ray(), 2, str(home / "shards"), ITEMS, cluster.share(MATRIX), F, 0.2)
+    assert rate >= 240 / 0.2  # each of both has passed its shards at least once
+
+
 def test_what_is_wrong_gets_a_sentence(home, tmp_path):
     with pytest.raises(DataError, match="no Parquet files to read"):
         cluster.shard_ratings(tmp_path / "nowhere", tmp_path / "shards", 2)

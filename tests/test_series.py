@@ -8,7 +8,7 @@ import time
 import nbformat
 import pytest
 
-from helpers import files, series
+from helpers import cluster, files, series
 
 
 @pytest.fixture
@@ -71,6 +71,14 @@ def test_the_failing_cell_is_shown_even_if_the_notebook_was_run_before(monkeypat
         series.execute(book, lambda: None)
     message = series.explain("02_b", book, caught.value)
     assert "code cell [2]" in message and "    1 / 0" in message and "ZeroDivisionError" in message
+
+
+@pytest.mark.parametrize("name", ["RECNN_WORKERS", "RAY_ADDRESS"])
+def test_who_asks_for_workers_without_ray_is_told_how_to_get_it(monkeypatch, capfd, name):
+    monkeypatch.setenv(name, "2")
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+    assert series.run("ml-100k") == 1
+    assert "pip install -r requirements-ray.txt" in capfd.readouterr().err
 
 
 def test_a_bad_table_is_named_before_any_lesson_starts(tmp_path, capfd):
