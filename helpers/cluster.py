@@ -67,6 +67,9 @@ def connected(n_nodes: int, store: int = 256 << 20) -> Iterator[ModuleType]:
 
     A node made here has one core and an object store of `store` bytes: the same protocols as between machines, and
     no more speed than this machine has.
+
+    Raises:
+        DataError: if Ray is not installed, or no cluster answers at RAY_ADDRESS.
     """
     engine, local = ray(), None
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -80,7 +83,11 @@ def connected(n_nodes: int, store: int = 256 << 20) -> Iterator[ModuleType]:
             for _ in range(n_nodes - 1):
                 local.add_node(**node)
             where = {"address": local.address}
-        engine.init(log_to_driver=False, logging_level="ERROR", **where)
+        try:
+            engine.init(log_to_driver=False, logging_level="ERROR", **where)
+        except ConnectionError as error:
+            raise DataError(f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: start it; set "
+                            f"RAY_AUTH_MODE=token if it wants one; or unset RAY_ADDRESS for a cluster here") from error
         context = engine.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
         yield engine
