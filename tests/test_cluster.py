@@ -46,21 +46,21 @@ def rows_of(frames):
     return rows[np.lexsort(rows.T)]
 
 
-def ddpg(frames, value_weight=1e-9, before=lambda step: None, **options):
+def ddpg(frames, before=lambda step: None):
     """Return what `train_together` asks for: lesson 05's update and agent; `before` is called before each step.
 
     Logged are the worker's transitions, and the steps since it was started.
     """
     lesson, step = load_lesson("05_ddpg"), 0
     agent = lesson.new_agent(0, F, 6, 1e-3, hidden_size=16, dropout=0.0, item_dropout=0.0)
-    learn = partial(lesson.update, agent, frames, gamma=0.9, tau=0.02, decay=0.7, value_weight=value_weight)
+    learn = partial(lesson.update, agent, frames, gamma=0.9, tau=0.02, decay=0.7, value_weight=1e-9)
 
     def update(index):
         nonlocal step
         step += 1
         before(step)
         return learn(index) | {"transitions": torch.tensor(len(frames)), "own steps": torch.tensor(step)}
-    return update, agent, options
+    return update, agent, {}
 
 
 def train(make, home, folder, name, n_workers=2, max_steps=6, **options):
@@ -233,14 +233,14 @@ def test_what_is_wrong_gets_a_sentence(home, tmp_path):
     del held
 
 
-def test_a_missing_shard_or_another_item_matrix_gets_a_sentence(home, whole, tmp_path):
+def test_a_missing_shard_or_another_item_matrix_gets_a_sentence_from_its_worker(home, whole, tmp_path):
     with pytest.raises(DataError, match="made with another item matrix"):
         cluster.train_together(ddpg, home / "shards", ITEMS, cluster.share(MATRIX + 1), 1, name="whole", frame_size=F,
                                batch_size=32, max_steps=8, storage=home / "storage")
     shutil.copytree(home / "shards", tmp_path / "shards")
     (tmp_path / "shards" / "shard-00001.parquet").unlink()
     with pytest.raises(DataError, match=r"shard-00001.parquet is missing or damaged"):
-        cluster.read_shards(tmp_path / "shards", 1, 2)
+        train(ddpg, tmp_path, tmp_path, "missing", max_failures=3)
 
 
 def test_a_node_that_is_removed_leaves_its_users_to_the_others(nodes, home, tmp_path, capsys):
