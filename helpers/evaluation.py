@@ -1,5 +1,6 @@
 """Hold out, rank the whole catalogue, compare with recommenders people would use instead."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from helpers.datasets import in_order, rows_of
 from helpers.files import DataError, replacing
 from helpers.frames import Frames, reward_of
 
@@ -36,6 +38,7 @@ def split_last(ratings: pd.DataFrame, n_test: int = 1, n_valid: int = 1) -> Spli
     Raises:
         DataError: if nobody has enough ratings.
     """
+    ratings = in_order(ratings)
     from_end = ratings.groupby("user_id").cumcount(ascending=False)
     enough = ratings.groupby("user_id")["item_id"].transform("size") > n_test + n_valid
     if not enough.any():
@@ -46,7 +49,7 @@ def split_last(ratings: pd.DataFrame, n_test: int = 1, n_valid: int = 1) -> Spli
 
 def together(*parts: pd.DataFrame) -> pd.DataFrame:
     """Join parts of one log again, sorted by (user_id, timestamp), ties in the order of the parts."""
-    return pd.concat(parts).sort_values(["user_id", "timestamp"], kind="stable", ignore_index=True)
+    return in_order(pd.concat(parts, ignore_index=True))
 
 
 def split_time(ratings: pd.DataFrame, share: float = 0.1, at_least: int = 10) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -58,6 +61,7 @@ def split_time(ratings: pd.DataFrame, share: float = 0.1, at_least: int = 10) ->
     Raises:
         DataError: if nothing is left after the moment.
     """
+    ratings = in_order(ratings)
     moment = ratings["timestamp"].sort_values(kind="stable").iloc[int((1 - share) * len(ratings))]
     before, after = ratings[ratings["timestamp"] < moment], ratings[ratings["timestamp"] >= moment]
     known = before["user_id"].value_counts()
@@ -75,6 +79,7 @@ def in_turn(before: pd.DataFrame, held_out: pd.DataFrame) -> list[tuple[pd.DataF
 
     Each case is so predicted from the true history before it.
     """
+    held_out = in_order(held_out)
     position = held_out.groupby("user_id").cumcount()
     return [(together(before, held_out[position < k]), held_out[position == k].reset_index(drop=True))
             for k in range(position.max() + 1)]
@@ -94,20 +99,22 @@ def rank_held_out(recommend: Recommender, history: Frames, held_out: pd.DataFram
 
     Returns:
         `held_out` with `rank` (1 is best). Ties count against the method, and so does a NaN score. An item
-        that is in the user's history too is masked like any seen item, and so never found.
+        that is in the user's history too is masked like any seen item, and so never found: how many such cases
+        there are is said in a warning.
     """
     if held_out.empty:
         raise DataError("nothing is held out: there is no case to rank")
-    target = torch.as_tensor(pd.Index(history.item_ids).get_indexer(held_out["item_id"]))
-    if (target < 0).any():
-        raise DataError(f"{int((target < 0).sum())} held-out items have no row in the item matrix")
-    ranks = []
+    target, ranks, n_repeats = torch.as_tensor(rows_of(held_out["item_id"], history.item_ids)).long(), [], 0
     for first in range(0, len(held_out), batch_size):
         user_ids = held_out["user_id"].to_numpy()[first:first + batch_size]
         with torch.no_grad():
             scores = mask_seen(recommend(history, user_ids), history, user_ids).cpu()
         own = scores.gather(1, target[first:first + batch_size, None])
         ranks.append((~(scores < own)).sum(dim=1).numpy())
+        n_repeats += int((own == -torch.inf).sum())
+    if n_repeats:
+        warnings.warn(f"{n_repeats:,} of {len(held_out):,} held-out items had been rated before by the same user: what "
+                      f"is seen is not recommended, so nothing can find them", stacklevel=2)
     return held_out.assign(rank=np.concatenate(ranks))
 
 
@@ -142,29 +149,42 @@ def user_metrics(ranked: pd.DataFrame, k: int = 10, relevant: float | None = Non
 
 def slates_of(recommend: Recommender, history: Frames, user_ids: np.ndarray, k: int = 10,
               batch_size: int = 1024) -> np.ndarray:
-    """Return (U, k) rows of the item matrix: the best-scored unseen items of each user."""
+    """Return (U, k) rows of the item matrix: the best-scored unseen items of each user, −1 where none is left.
+
+    An item whose score is NaN or −inf is never on a slate.
+
+    Raises:
+        DataError: for a slate longer than the catalogue.
+    """
+    if k > len(history.item_ids):
+        raise DataError(f"a slate of {k} items is asked of a catalogue of {len(history.item_ids)}")
     slates = []
     for first in range(0, len(user_ids), batch_size):
         some = user_ids[first:first + batch_size]
         with torch.no_grad():
-            slates.append(mask_seen(recommend(history, some), history, some).topk(k).indices.cpu().numpy())
+            scores = mask_seen(recommend(history, some), history, some)
+        score, row = torch.where(scores.isnan(), -torch.inf, scores).topk(k)
+        slates.append(torch.where(score == -torch.inf, -1, row).cpu().numpy())
     return np.concatenate(slates)
 
 
 def slate_metrics(slates: np.ndarray, likeness: np.ndarray, train: pd.DataFrame,
                   item_ids: np.ndarray) -> dict[str, float]:
-    """Return what slates (U, k) are like, whoever hits: coverage, diversity, novelty.
+    """Return what slates (U, k), −1 where a place is empty, are like, whoever hits: coverage, diversity, novelty.
 
     coverage: share of the catalogue on at least one slate. diversity: 1 − mean cosine of the `likeness` (n_items, d) of
-    two items of a slate. novelty: mean −log2 of the share of users in `train` who rated an item, in bits; an item that
-    nobody rated counts as rated by one.
+    two items of a slate, over slates of two items or more; 0 where there is none. novelty: mean −log2 of the share of
+    users in `train` who rated an item, in bits; an item that nobody rated counts as rated by one.
     """
     v = likeness / np.maximum(np.linalg.norm(likeness, axis=1, keepdims=True), 1e-12)
-    chosen, k = v[slates], slates.shape[1]
-    alike = (np.square(chosen.sum(axis=1)).sum(axis=1) - np.square(chosen).sum(axis=(1, 2))) / (k * (k - 1))
+    filled = slates >= 0
+    chosen, k = v[slates] * filled[:, :, None], filled.sum(axis=1)
+    pairs = np.square(chosen.sum(axis=1)).sum(axis=1) - np.square(chosen).sum(axis=(1, 2))
+    alike = pairs[k > 1] / (k * (k - 1))[k > 1]
     raters = train.groupby("item_id")["user_id"].nunique().reindex(item_ids).fillna(1).to_numpy()
-    return {"coverage": len(np.unique(slates)) / len(item_ids), "diversity": float(1 - alike.mean()),
-            "novelty": float(-np.log2(raters[slates] / train["user_id"].nunique()).mean())}
+    return {"coverage": len(np.unique(slates[filled])) / len(item_ids),
+            "diversity": float(1 - alike.mean()) if len(alike) else 0.0,
+            "novelty": float(-np.log2(raters[slates[filled]] / train["user_id"].nunique()).mean())}
 
 
 def bootstrap(values: np.ndarray, n: int = 2000, seed: int = 0) -> tuple[float, float]:
@@ -301,9 +321,7 @@ def fit_ease(train: pd.DataFrame, item_ids: np.ndarray, ridge: float, most: int 
 
     Source: Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data", eq. 8.
     """
-    kept = np.sort(pd.Index(item_ids).get_indexer(train["item_id"].value_counts().index[:most]))
-    if (kept < 0).any():
-        raise DataError(f"{(kept < 0).sum()} training items are not among the item ids")
+    kept = np.sort(rows_of(train["item_id"].value_counts().index[:most], item_ids))
     column = pd.Index(item_ids[kept]).get_indexer(train["item_id"])
     rows, users = pd.factorize(train["user_id"])
     inside = column >= 0

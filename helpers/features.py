@@ -11,6 +11,7 @@ from scipy import sparse
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.preprocessing import normalize
 
+from helpers.datasets import in_order, rows_of
 from helpers.files import DataError, need, replacing, shown
 
 LISTS = ("genres", "production_companies", "production_countries", "spoken_languages")
@@ -76,9 +77,8 @@ def co_ratings(ratings: pd.DataFrame, item_ids: np.ndarray, window: int = 5) -> 
     Source: Levy & Goldberg 2014, "Neural Word Embedding as Implicit Matrix Factorization", eq. 10–11,
     with users for sentences and items for words.
     """
-    n = len(item_ids)
-    index = pd.Index(item_ids).get_indexer(ratings["item_id"])
-    users = ratings["user_id"].to_numpy()
+    n, ratings = len(item_ids), in_order(ratings)
+    index, users = rows_of(ratings["item_id"], item_ids), ratings["user_id"].to_numpy()
     counts = sparse.csr_matrix((n, n), dtype=np.float64)
     for lag in range(1, window + 1):
         same = users[lag:] == users[:-lag]
@@ -92,10 +92,9 @@ def co_ratings(ratings: pd.DataFrame, item_ids: np.ndarray, window: int = 5) -> 
 
 def user_item(ratings: pd.DataFrame, item_ids: np.ndarray) -> sparse.csr_matrix:
     """Return the (n_items, n_users) 0/1 matrix of who rated what, rows in the order of `item_ids`."""
-    item_idx = pd.Index(item_ids).get_indexer(ratings["item_id"])
     user_idx, users = pd.factorize(ratings["user_id"])
-    shape = (len(item_ids), len(users))
-    matrix = sparse.csr_matrix((np.ones(len(ratings), dtype=np.float32), (item_idx, user_idx)), shape=shape)
+    cells = (np.ones(len(ratings), dtype=np.float32), (rows_of(ratings["item_id"], item_ids), user_idx))
+    matrix = sparse.csr_matrix(cells, shape=(len(item_ids), len(users)))
     matrix.data[:] = 1  # a user who rated a film twice still rated it
     return matrix
 

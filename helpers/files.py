@@ -5,11 +5,12 @@ import os
 import pickle
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 PROJECT = Path(__file__).resolve().parent.parent
 ROOT = Path(os.environ.get("RECNN_ROOT") or PROJECT)  # holds data/ and res/; the tests write elsewhere
@@ -69,16 +70,53 @@ def need(path: Path, made_by: str) -> Path:
 
 
 @contextmanager
+def writing(path: Path, wait: float = 5) -> Iterator[None]:
+    """Be the only one who writes an artefact and what lies beside it: its part, its journal. It may be entered again.
+
+    Args:
+        wait: seconds for another writer to end.
+
+    Raises:
+        DataError: naming the process that goes on writing it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = path.with_name(f".{path.name}.lock")
+    lock = FileLock(place, is_singleton=True, on_acquired=_sign)
+    try:
+        lock.acquire(timeout=wait)
+    except Timeout as error:
+        writer = f"process {place.read_text()}" if place.exists() else "another process"
+        raise DataError(f"{shown(path)} is being written by {writer} (make run, or a notebook): wait until it has "
+                        f"ended, or stop it") from error
+    try:
+        yield
+    finally:
+        if lock.lock_counter == 1:  # whoever waits looks whether the file is still the one that it has opened
+            with suppress(OSError):
+                place.unlink()
+        lock.release()
+
+
+def _sign(descriptor: int) -> None:
+    os.write(descriptor, str(os.getpid()).encode())
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside `path`; rename it into place on success, remove it on any failure.
 
     Whoever reads `path` sees the old artefact or the new one, never half of one. A part with a journal
     (`.json`) beside it is not removed: its writer can go on there. A full disk is reported as a sentence
-    that says what was kept.
+    that says what was kept. While one process writes, no other can begin: see `writing`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
+    with writing(path), _replacing(path, path.with_name(f".{path.name}.part")) as beside:
+        yield beside
+
+
+@contextmanager
+def _replacing(path: Path, beside: Path) -> Iterator[Path]:
     try:
         yield beside
         if path.is_dir():

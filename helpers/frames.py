@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from helpers.files import DataError, need, replacing, shown, write_json
+from helpers.datasets import in_order, rows_of
+from helpers.files import DataError, need, replacing, shown, write_json, writing
 
 BLOCK = 64       # rows whose places in the log are fetched together
 GROUP = 1 << 21  # rows shuffled together
@@ -77,20 +78,9 @@ class Frames(torch.utils.data.Dataset):
         if len(item_ids) != len(item_matrix) or len(np.unique(item_ids)) != len(item_ids):
             raise DataError(f"{len(item_ids)} item ids ({len(np.unique(item_ids))} distinct) for an item matrix of "
                             f"{len(item_matrix)} rows: each row wants one id of its own")
-        item_idx, known = np.empty(len(ratings), np.int32), pd.Index(item_ids)
-        for part in _parts(len(ratings)):
-            item_idx[part] = known.get_indexer(ratings["item_id"].iloc[part])
-        if (item_idx < 0).any():
-            unknown = sorted(set(ratings["item_id"][item_idx < 0]))
-            raise DataError(f"{len(unknown)} rated items have no embedding (ids {', '.join(map(str, unknown[:5]))} …): "
-                            f"make the item matrix from the same data set, notes/03_pca.ipynb")
+        ratings = in_order(ratings)
         users, when = ratings["user_id"].to_numpy(), ratings["timestamp"].to_numpy()
-        rating = ratings["rating"].to_numpy(np.float32, copy=True)
-        if any((users[1:][part] < users[:-1][part]).any()
-               or ((users[1:][part] == users[:-1][part]) & (when[1:][part] < when[:-1][part])).any()
-               for part in _parts(len(users) - 1)):
-            order = np.lexsort((when, users))
-            users, when, item_idx, rating = users[order], when[order], item_idx[order], rating[order]
+        item_idx, rating = rows_of(ratings["item_id"], item_ids), ratings["rating"].to_numpy(np.float32, copy=True)
         is_last = np.ones(len(users), bool)
         np.not_equal(users[1:], users[:-1], out=is_last[:-1])
         ends = np.flatnonzero(is_last) + 1
@@ -440,7 +430,7 @@ def write_static(path: Path, frames: Frames, source: str, seed: int | None = Non
         save_every: rows between two moments from which an interrupted write can go on.
 
     Raises:
-        DataError: numbers that float16 cannot hold, or frames with times.
+        DataError: numbers that float16 cannot hold, frames with times, or another process that writes it.
     """
     if frames.gap is not None:
         raise DataError("a static file holds states of vectors and ratings: make the frames without times")
@@ -451,7 +441,7 @@ def write_static(path: Path, frames: Frames, source: str, seed: int | None = Non
     about = {"frame_size": frames.frame_size, "embed_size": frames.embed_size, "source": source,
              "hash": matrix_hash(frames.items), "seed": -1 if seed is None else seed}
     recipe = {**about, "dtype": dtype, "smallest": smallest, "rows": rows, "log": frames.log_hash()}
-    with replacing(path) as beside:
+    with writing(path, wait=0), replacing(path) as beside:
         journal = beside.with_name(beside.name + ".json")
         written = _rows_saved(journal, recipe) if beside.exists() else 0
         if not written:
@@ -546,12 +536,15 @@ def open_static(path: Path) -> h5py.File:
 
     Raises:
         FileNotFoundError: if there is none.
-        DataError: if it is damaged, or lacks one of the five fields, or they differ in length.
+        DataError: if it is locked or damaged, or lacks one of the five fields, or they differ in length.
     """
     need(path, "04_static_dataset")
     try:
         file = h5py.File(path, "r", rdcc_nbytes=1 << 21)  # a cache of chunks that fits the processor's own
     except OSError as error:
+        if "unable to lock" in str(error):
+            raise DataError(f"{shown(path)} is locked: another program has it open for writing, so close it there; or "
+                            f"its disk knows no locks, then set HDF5_USE_FILE_LOCKING=FALSE") from error
         raise DataError(f"{shown(path)} is not a readable HDF5 file ({error}): delete it and run "
                         f"notes/04_static_dataset.ipynb") from error
     lacking = [name for name in FIELDS if name not in file]

@@ -138,7 +138,7 @@ def test_ranks_do_not_depend_on_the_batch_size(frames, batch_size):
 
 
 def test_held_out_item_without_a_row_gets_a_sentence(frames):
-    with pytest.raises(DataError, match="1 held-out items have no row"):
+    with pytest.raises(DataError, match="1 items have no row in the item matrix"):
         rank_held_out(constant([0.0] * 5), frames, held_out((5, 10), (5, 11)))
 
 
@@ -398,3 +398,49 @@ def frames_without(frames, held_out):
     rows = [(user, item, rating, 100 * step) for user, log in logs.items() for step, (item, rating) in enumerate(log)]
     table = pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "timestamp"])
     return Frames(table, frames.item_ids, frames.items, frame_size=2)
+
+
+def test_order_of_rows_does_not_choose_what_is_held_out():
+    log = pd.DataFrame({"user_id": 1, "item_id": [1, 2, 3, 4], "rating": 4.0, "timestamp": [40, 30, 20, 10]})
+    assert evaluation.split_last(log).test["item_id"].tolist() == [1]
+    assert [cases["item_id"].tolist() for _, cases in evaluation.in_turn(log.iloc[3:], log.iloc[:3])] == [[3], [2], [1]]
+    before, after = evaluation.split_time(log, share=0.25, at_least=1)
+    assert before["item_id"].tolist() == [4, 3, 2] and after["item_id"].tolist() == [1]
+
+
+def small_catalogue():
+    log = pd.DataFrame({"user_id": [1] * 3 + [2] * 4, "item_id": [0, 1, 2, 0, 1, 2, 3], "rating": 4.0,
+                        "timestamp": range(7)})
+    return Frames(log, np.arange(4), np.eye(4, dtype=np.float32), frame_size=2)
+
+
+def test_a_slate_holds_unseen_items_alone_and_empty_places():
+    def by_number(history, user_ids):
+        return torch.arange(4.0).flip(0).expand(len(user_ids), -1)
+
+    assert evaluation.slates_of(by_number, small_catalogue(), np.array([1, 2]), k=2).tolist() == [[3, -1], [-1, -1]]
+    with pytest.raises(DataError, match=r"slate of 5 items .* catalogue of 4"):
+        evaluation.slates_of(by_number, small_catalogue(), np.array([1]), k=5)
+
+
+def test_an_item_scored_nan_is_on_no_slate():
+    history = small_catalogue()
+    fresh = Frames(pd.DataFrame({"user_id": 3, "item_id": [0, 0, 1], "rating": 4.0, "timestamp": range(3)}),
+                   history.item_ids, history.items, frame_size=2)
+    scores = torch.tensor([[0.1, 0.2, float("nan"), -torch.inf]])
+    assert evaluation.slates_of(lambda *_: scores, fresh, np.array([3]), k=2).tolist() == [[-1, -1]]
+    assert evaluation.slates_of(lambda *_: scores.nan_to_num(1), fresh, np.array([3]), k=2).tolist() == [[2, 3]]
+
+
+def test_empty_places_count_for_nothing_and_a_slate_of_one_has_no_diversity():
+    train = pd.DataFrame({"user_id": [1, 1, 2], "item_id": [0, 1, 0]})
+    with_places = evaluation.slate_metrics(np.array([[0, 1], [1, -1]]), np.eye(4), train, np.arange(4))
+    assert with_places == pytest.approx({"coverage": 2 / 4, "diversity": 1, "novelty": (0 + 1 + 1) / 3})
+    assert evaluation.slate_metrics(np.array([[0], [1]]), np.eye(4), train, np.arange(4))["diversity"] == 0
+
+
+def test_repeats_that_nothing_can_find_are_counted_aloud():
+    history = small_catalogue()
+    cases = pd.DataFrame({"user_id": [1, 2], "item_id": [3, 3], "rating": 4.0})
+    with pytest.warns(UserWarning, match="1 of 2 held-out items had been rated before"):
+        evaluation.rank_held_out(evaluation.random_recommender(), history, cases)

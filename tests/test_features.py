@@ -23,7 +23,7 @@ from helpers.files import DataError
 
 def logs(*items_of_user):
     rows = [(user, item) for user, items in enumerate(items_of_user) for item in items]
-    return pd.DataFrame(rows, columns=["user_id", "item_id"])
+    return pd.DataFrame(rows, columns=["user_id", "item_id"]).assign(timestamp=range(len(rows)))
 
 
 def test_labels_count_from_the_most_frequent_with_ties_by_name():
@@ -76,6 +76,18 @@ def test_reduce_keeps_the_inner_products_of_a_low_rank_matrix():
 @pytest.mark.parametrize("shape, n, width", [((6, 4), 10, 3), ((3, 9), 10, 2), ((5, 1), 3, 0), ((6, 4), 2, 2)])
 def test_reduce_gives_no_more_directions_than_there_are(shape, n, width):
     assert reduce(np.random.default_rng(0).normal(size=shape), n).shape == (shape[0], width)
+
+
+def test_pairs_follow_time_and_not_the_order_of_rows():
+    log = logs("abc").assign(timestamp=[1, 3, 2])  # a, c, b
+    assert (co_ratings(log, np.array(["a", "b", "c"]), window=1).toarray() > 0).tolist() == [
+        [False, False, True], [False, False, True], [True, True, False]]
+
+
+@pytest.mark.parametrize("count", [co_ratings, user_item, behaviour])
+def test_rated_item_without_a_row_gets_a_sentence(count):
+    with pytest.raises(DataError, match=r"1 items have no row in the item matrix \(ids c …\)"):
+        count(logs("abc"), np.array(["a", "b"]))
 
 
 def test_ppmi_by_hand():

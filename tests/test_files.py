@@ -1,6 +1,8 @@
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +191,18 @@ def test_bytes_that_are_no_pickle_are_damaged(tmp_path, content):
     (tmp_path / "v.p").write_bytes(content)
     with pytest.raises(DataError, match=r"(?s)v.p is damaged .* run notes/02_embeddings.ipynb"):
         read_vectors(tmp_path / "v.p")
+
+
+def test_only_one_process_writes_an_artefact(tmp_path):
+    path = tmp_path / "a.txt"
+    program = ("import sys; from pathlib import Path; from helpers.files import writing\n"
+               "with writing(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()")
+    other = subprocess.Popen([sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    with pytest.raises(DataError, match=f"a.txt is being written by process {other.pid} "), files.writing(path, wait=0):
+        pass
+    other.kill()
+    other.communicate()
+    with files.writing(path, wait=0), files.replacing(path) as beside:  # a killed writer keeps nobody out
+        beside.write_text("whole")
+    assert [part.name for part in tmp_path.iterdir()] == ["a.txt"]

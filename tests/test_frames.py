@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 
 import h5py
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers import frames as frames_module
-from helpers.files import DataError
+from helpers.files import DataError, writing
 from helpers.frames import (
     FIELDS,
     Frames,
@@ -158,7 +159,7 @@ def test_dynamic_static_and_brute_force_agree_whatever_the_logs(tmp_path, drawn)
     write_static(tmp_path / "f.hdf5", frames, "toy", dtype="float32", rows=2, smallest=packing == "smallest")
     assert_same(joined(read_static(tmp_path / "f.hdf5", 3, frame_size, matrix)), expected)
     if n_items > 1 and (ratings["item_id"] == n_items - 1).any():
-        with pytest.raises(DataError, match="have no embedding"):
+        with pytest.raises(DataError, match="have no row in the item matrix"):
             Frames(ratings, ids[:-1], matrix[:-1], frame_size)
 
 
@@ -226,7 +227,7 @@ def test_batches_go_to_the_device_asked_for(frames):
 
 
 def test_unknown_items_get_a_sentence_that_names_them(ratings, item_matrix):
-    with pytest.raises(DataError, match=r"2 rated items have no embedding \(ids 10, 30 …\).*03_pca"):
+    with pytest.raises(DataError, match=r"2 items have no row in the item matrix \(ids 10, 30 …\).*03_pca"):
         Frames(ratings, np.array([50, 11, 40, 20, 31]), item_matrix, 2)
 
 
@@ -648,3 +649,23 @@ def test_ties_go_back_to_the_order_they_came_in_and_batches_follow(tied):
     assert torch.equal(t.next_state[:-1][t.done[:-1, 0] == 0], t.state[1:][t.done[:-1, 0] == 0])
     frames.shuffle_ties(None)
     assert torch.equal(frames.gather(everything).state, before.state) and frames.log_hash() == hashed
+
+
+def test_static_file_that_another_program_writes_is_locked_and_not_damaged(tmp_path, frames):
+    path = tmp_path / "frames.hdf5"
+    write_static(path, frames, "x")
+    program = "import h5py, sys; f = h5py.File(sys.argv[1], 'r+'); print('open', flush=True); sys.stdin.read()"
+    other = subprocess.Popen([sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    with pytest.raises(DataError, match="is locked: another program has it open"):
+        next(read_static(path, 2, 2, frames.items))
+    other.communicate()
+    assert len(next(read_static(path, 2, 2, frames.items)).reward) == 2
+
+
+def test_a_second_writer_of_the_static_file_is_refused_and_spoils_nothing(tmp_path, frames):
+    path = tmp_path / "frames.hdf5"
+    with ThreadPoolExecutor(1) as beside, writing(path), pytest.raises(DataError, match="is being written by process"):
+        beside.submit(write_static, path, frames, "x").result()
+    write_static(path, frames, "x")
+    assert len(next(read_static(path, 99, 2, frames.items)).reward) == len(frames)
