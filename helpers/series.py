@@ -3,6 +3,7 @@
 import argparse
 import ast
 import asyncio
+import atexit
 import contextlib
 import hashlib
 import json
@@ -10,8 +11,8 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -19,11 +20,12 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from tqdm import tqdm
 
-from helpers.datasets import fetch, fetch_model, read_items, read_ratings
+from helpers.datasets import fetch, fetch_model, read_items, read_links, read_ratings
 from helpers.files import (
     DEFAULT_DATASET,
     PROJECT,
@@ -37,6 +39,12 @@ from helpers.files import (
 )
 
 NOTES = PROJECT / "notes"
+SHIPPED = "DDPG, with memory"
+FRAME, SLATE = 10, 10  # ratings in a state, and items on a slate, in all lessons
+
+# what --quick puts in the place of parameters: the same code in a minute or two, for whoever tries whether it runs
+QUICK = {"SEEDS": "(0,)", "MAX_STEPS": "20", "MAX_PASSES": "3", "VALIDATE_EVERY": "10", "TRIAL_STEPS": "10",
+         "ABLATION_STEPS": "10", "FQE_STEPS": "10"}
 
 
 def _agent(name: str) -> list[str]:
@@ -129,10 +137,27 @@ def state_of(paths: list[Path]) -> list | None:
     return [[shown(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
+def shortened(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Return the notebook with the parameters of QUICK."""
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            for name, value in QUICK.items():
+                cell.source = re.sub(rf"^{name} = [^#\n]*", f"{name} = {value}  ", cell.source, flags=re.M)
+    return notebook
+
+
 def execute(notebook: nbformat.NotebookNode, on_cell: Callable[[], None], dataset: str = DEFAULT_DATASET) -> None:
-    """Run every cell in a fresh kernel in notes/, calling `on_cell` after each code cell; tidy the outputs."""
+    """Run every cell in a fresh kernel of this Python in notes/, calling `on_cell` after each code cell; tidy outputs.
+
+    Raises:
+        CellExecutionError: for a cell that fails, or whose figure fails when it is drawn.
+        DeadKernelError: for a kernel that dies, with its own last words.
+    """
     def executed(cell, cell_index, execute_reply):
         on_cell()
+        for output in cell.outputs:
+            if output.output_type == "error":  # of a figure that is drawn after the cell
+                raise CellExecutionError("\n".join(output.traceback), output.ename, output.evalue)
 
     def leave_ctrl_c_to_python(notebook):  # nbclient's own handler kills the kernel under the waiting client
         with contextlib.suppress(NotImplementedError, RuntimeError):
@@ -144,12 +169,20 @@ def execute(notebook: nbformat.NotebookNode, on_cell: Callable[[], None], datase
     client = NotebookClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True,
                             on_cell_executed=executed, on_notebook_start=leave_ctrl_c_to_python,
                             resources={"metadata": {"path": str(NOTES)}}, record_timing=False)
-    try:
-        client.execute(env={**os.environ, "RECNN_DATASET": dataset}, stderr=subprocess.DEVNULL)
-    except KeyboardInterrupt:
-        if client.km is not None:
+    client.create_kernel_manager()
+    client.km.kernel_spec_manager = KernelSpecManager(kernel_dirs=[])  # no python3 of another Python in JUPYTER_PATH
+    with tempfile.TemporaryFile("w+") as words:
+        try:
+            client.execute(env={**os.environ, "RECNN_DATASET": dataset}, stderr=words)
+        except KeyboardInterrupt:
             client.km.shutdown_kernel(now=True)
-        raise
+            raise
+        except (DeadKernelError, RuntimeError) as error:
+            if isinstance(error, CellExecutionError):
+                raise
+            atexit.unregister(client._cleanup_kernel)  # or it fails once more, when Python ends
+            words.seek(0)
+            raise DeadKernelError(f"{error}. Its last words: {words.read().strip()[-2000:] or 'none'}") from error
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":  # a progress bar is for the one who waits, not for the one who reads
@@ -163,20 +196,48 @@ def explain(name: str, notebook: nbformat.NotebookNode, error: Exception) -> str
     number, source = len(done), done[-1].source if done else ""
     reason = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
     reason = re.sub(r"\x1b\[[0-9;]*m", "", reason)
+    if not done:
+        return f"\nnotes/{name}.ipynb did not start: {reason}\n"
     shown_source = "\n".join(f"    {line}" for line in source.splitlines())
     return f"\nnotes/{name}.ipynb stopped in code cell [{number}]:\n\n{shown_source}\n\n{reason}\n"
 
 
-def run(dataset: str, only: list[str] | None = None, in_place: bool = False, force: bool = False) -> int:
+def look_over(raw: Path) -> list[str]:
+    """Read the tables of a raw folder, and return in sentences what is taken for granted of them.
+
+    Raises:
+        DataError: with every reason why the lessons cannot work with them.
+    """
+    read, reasons = [], []
+    for reader in (read_ratings, read_items, read_links):
+        try:
+            read.append(reader(raw))
+        except DataError as error:
+            reasons.append(str(error))
+    if not reasons:
+        long = int((read[0]["user_id"].value_counts() >= FRAME + 3).sum())
+        n_items = len({*read[0]["item_id"].unique(), *read[1]["item_id"]})
+        if long < 2:
+            reasons.append(f"{long} users have {FRAME + 3} ratings or more (a frame of {FRAME}, and one each to learn, for "
+                           f"validation, for the test); two are needed at least, one to learn from and one to look at")
+        if n_items < 2 * SLATE:
+            reasons.append(f"{n_items} items are rated or in the catalogue; slates of {SLATE} need {2 * SLATE} or more")
+    if reasons:
+        raise DataError("\n".join(["the lessons cannot work with this data set:", *(f"- {why}" for why in reasons)]))
+    return read[0].attrs["assumed"]
+
+
+def run(dataset: str, only: list[str] | None = None, in_place: bool = False, force: bool = False,
+        quick: bool = False) -> int:
     """Run what is not up to date, show one progress bar and a closing table; return the exit code."""
     try:
-        return _run(dataset, only, in_place, force)
+        return _run(dataset, only, in_place, force, quick)
     except (DataError, OSError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
 
 
-def _run(dataset: str, only: list[str] | None, in_place: bool, force: bool) -> int:
+def _run(dataset: str, only: list[str] | None, in_place: bool, force: bool, quick: bool) -> int:
     if os.environ.get("RECNN_WORKERS") or os.environ.get("RAY_ADDRESS"):  # asked for several workers, which take Ray
         from helpers import cluster  # with PyTorch behind it, so only when needed
         cluster.chosen_workers(), cluster.ray()
@@ -187,6 +248,7 @@ def _run(dataset: str, only: list[str] | None, in_place: bool, force: bool) -> i
     record_path = home / "run.json"
     record = json.loads(record_path.read_text(encoding="utf-8")) if record_path.exists() else {}
     lessons = {name: nbformat.read(NOTES / f"{name}.ipynb", as_version=4) for name in LESSONS}
+    lessons = {name: shortened(lesson) for name, lesson in lessons.items()} if quick else lessons
     outputs = {name: [artefact(dataset, path) for path in writes] + [res_dir(dataset) / path for path in figures]
                for name, (_, writes, figures) in LESSONS.items()}
     prints: dict[str, str] = {}
@@ -199,7 +261,8 @@ def _run(dataset: str, only: list[str] | None, in_place: bool, force: bool) -> i
         if chosen and (force or not current or any(before in stale for before in reads)):
             stale.append(name)
     if stale:  # what is wrong with a table is said before any lesson starts
-        read_ratings(raw), read_items(raw)
+        for sentence in look_over(raw):
+            print(sentence)
         fetch_model()
     bar = tqdm(total=sum(len(code_of(lessons[name])) for name in stale), unit="cell", disable=not stale,
                bar_format="{desc:<20}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} cells [{elapsed}]")
@@ -235,6 +298,8 @@ def _run(dataset: str, only: list[str] | None, in_place: bool, force: bool) -> i
         with replacing(readme) as beside:
             beside.write_text(text, encoding="utf-8")
     print(closing_table(dataset, record, stale))
+    if quick:
+        print("\nQUICK: one seed and few steps, to see that all runs; these numbers are no results")
     return 0
 
 
@@ -249,6 +314,10 @@ def closing_table(dataset: str, record: dict, ran: list[str]) -> str:
     if len(table):
         lines += ["", f"{dataset}: each user's last interaction, ranked among the whole catalogue",
                   table.to_string(index=False)]
+        known = table.set_index("model")["NDCG@10"]
+        if known.get(SHIPPED, 1) <= known.get("popularity", 0):
+            lines += ["", f"Note: what is shipped, {SHIPPED!r}, ranks no better here than one list for all, of the "
+                      f"most rated items (NDCG@10 {known[SHIPPED]:.3f} against {known['popularity']:.3f})"]
     if "11_ship" in record:
         option = "" if dataset == DEFAULT_DATASET else f" DATASET={shlex.quote(dataset)}"
         lines += ["", f"to try it in a browser: make serve{option}, then http://127.0.0.1:8000"]
@@ -276,11 +345,13 @@ def main() -> int:
     parser.add_argument("--dataset", default=DEFAULT_DATASET, help="a name, a folder or a .zip")
     parser.add_argument("--workers", default="", help="how many workers lesson 13 has, with Ray")
     parser.add_argument("--in-place", action="store_true", help="write the outputs into notes/, as committed")
+    parser.add_argument("--quick", action="store_true", help="one seed and few steps, to see that all runs")
     parser.add_argument("--force", action="store_true", help="run even what is up to date")
     options = parser.parse_args()
     if options.workers:
         os.environ["RECNN_WORKERS"] = options.workers
-    return run(options.dataset or DEFAULT_DATASET, options.only or None, options.in_place, options.force)
+    return run(options.dataset or DEFAULT_DATASET, options.only or None, options.in_place, options.force,
+               options.quick)
 
 
 if __name__ == "__main__":

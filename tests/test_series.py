@@ -19,8 +19,8 @@ def small_series(tmp_path, monkeypatch):
     raw.mkdir()
     (raw / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,1,5,0\n")
     monkeypatch.setattr(series, "NOTES", notes)
-    for name in ("fetch_model", "read_items"):
-        monkeypatch.setattr(series, name, lambda *_: None)
+    monkeypatch.setattr(series, "fetch_model", lambda *_: None)
+    monkeypatch.setattr(series, "look_over", lambda raw: [])
     monkeypatch.setattr(series, "LESSONS", {"01_a": ([], ["a.txt"], []), "02_b": (["01_a"], [], ["b.txt"])})
     monkeypatch.setattr(series, "data_dir", lambda dataset: files.data_dir(dataset, tmp_path))
     monkeypatch.setattr(series, "res_dir", lambda dataset: files.res_dir(dataset, tmp_path))
@@ -81,10 +81,69 @@ def test_who_asks_for_workers_without_ray_is_told_how_to_get_it(monkeypatch, cap
     assert "pip install -r requirements-ray.txt" in capfd.readouterr().err
 
 
-def test_a_bad_table_is_named_before_any_lesson_starts(tmp_path, capfd):
+def test_all_that_is_wrong_with_the_tables_is_said_before_any_lesson_starts(tmp_path, capfd):
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,1,five,0\n")
+    (tmp_path / "movies.csv").write_text("movieId,title,genres\n1,A,B\n1,C,D\n")
     assert series.run(str(tmp_path)) == 1
-    assert "line 2: rating 'five' is not a number" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert "line 2: rating 'five' is not one of" in error and "line 3: item_id '1' is there for the second" in error
+
+
+def test_what_is_too_small_is_refused_with_all_reasons_and_what_is_assumed_is_said(tmp_path):
+    def lay(n_users, n_items):
+        rows = [f"u{user},{item}\n" for user in range(n_users) for item in range(14)]
+        (tmp_path / "ratings.csv").write_text("userId,movieId\n" + "".join(rows))
+        items = [f"{item},A,B\n" for item in range(n_items)]
+        (tmp_path / "movies.csv").write_text("movieId,title,genres\n" + "".join(items))
+        return tmp_path
+
+    with pytest.raises(files.DataError, match=r"(?s)1 users have 13 ratings or more.*14 items are rated"):
+        series.look_over(lay(1, 14))
+    assert [sentence.split(":")[0] for sentence in series.look_over(lay(2, 20))] == [
+        "ratings.csv has no column rating, only user_id, item_id", "ratings.csv has no column timestamp",
+        "the users' ids are words"]
+
+
+def test_a_figure_that_fails_when_it_is_drawn_stops_the_run(small_series, capfd):
+    figure = ("import matplotlib.pyplot as plt\nfrom matplotlib.ticker import FuncFormatter\n"
+              "figure, axis = plt.subplots()\naxis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: 1 / 0))")
+    assert small_series(second=figure)[0] == 1
+    assert "notes/02_b.ipynb stopped in code cell [1]" in (error := capfd.readouterr().err)
+    assert "ZeroDivisionError" in error
+
+
+def test_a_kernel_that_dies_is_named_with_its_last_words(small_series, capfd, monkeypatch):
+    last = "import os, sys; print('the last words', file=sys.__stderr__, flush=True); os._exit(7)"
+    assert small_series(second=last)[0] == 1
+    assert "notes/02_b.ipynb" in (error := capfd.readouterr().err) and "the last words" in error
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no Python starts
+    assert small_series(second="y = 4")[0] == 1
+    assert "did not start" in (error := capfd.readouterr().err) and "encodings" in error and "Traceback" not in error
+
+
+def test_the_kernel_is_of_this_python_whatever_jupyter_path_names(small_series, monkeypatch, tmp_path):
+    spec = tmp_path / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps({"argv": ["/bin/false"], "display_name": "x", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    assert small_series(second=f"import sys; assert sys.executable == {sys.executable!r}")[0] == 0
+
+
+def test_quick_shortens_the_parameters_alone():
+    cells = [nbformat.v4.new_code_cell("SEEDS = (0, 1, 2)  # one training each\nK = 5"),
+             nbformat.v4.new_code_cell("SEEDS = (1, 2)")]
+    cells[0].metadata["tags"] = ["parameters"]
+    book = series.shortened(nbformat.v4.new_notebook(cells=cells))
+    assert [cell.source for cell in book.cells] == ["SEEDS = (0,)  # one training each\nK = 5", "SEEDS = (1, 2)"]
+
+
+def test_a_policy_that_ranks_below_popularity_is_not_shipped_in_silence(tmp_path, monkeypatch):
+    monkeypatch.setattr(series, "res_dir", lambda dataset: tmp_path)
+    rows = [{"model": "popularity", "NDCG@10": 0.077}, {"model": series.SHIPPED, "NDCG@10": 0.068}]
+    for ndcg, said in ((0.068, True), (0.1, False)):
+        rows[1]["NDCG@10"] = ndcg
+        (tmp_path / "05_ddpg.json").write_text(json.dumps({"table": rows}))
+        assert ("ranks no better here than one list for all" in series.closing_table("x", {}, [])) == said
 
 
 def test_a_magic_in_a_cell_does_not_stop_the_rest_from_being_read():
@@ -95,7 +154,7 @@ def test_ctrl_c_is_a_sentence_and_leaves_no_kernel(monkeypatch, tmp_path):
     program = (
         "import sys, nbformat; from helpers import series; from pathlib import Path\n"
         "series.NOTES, series.LESSONS = Path(sys.argv[1]), {'01_a': ([], [], [])}\n"
-        "series.fetch_model = series.read_items = lambda *_: None\n"
+        "series.fetch_model, series.look_over = (lambda *_: None), (lambda raw: [])\n"
         "series.data_dir = series.res_dir = lambda dataset: Path(sys.argv[1])\n"
         "sys.exit(series.run(sys.argv[2]))\n")
     (tmp_path / "raw").mkdir()
@@ -140,7 +199,7 @@ def test_outputs_are_tidied_of_progress_bars(monkeypatch, tmp_path):
 
 
 def test_a_lesson_depends_on_the_helpers_it_imports_and_on_theirs():
-    assert series.modules_of(["from helpers.frames import Frames"]) == {"frames", "files"}
+    assert series.modules_of(["from helpers.frames import Frames"]) == {"frames", "datasets", "files"}
     assert "files" in series.modules_of(["from helpers import metadata"])
     assert series.modules_of(["import numpy"]) == set()
 
