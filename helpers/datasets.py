@@ -14,6 +14,7 @@ import csv
 import hashlib
 import http.client
 import io
+import itertools
 import json
 import re
 import shutil
@@ -30,7 +31,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
 from tqdm.auto import tqdm
 
 from helpers.files import DOWNLOADS, ROOT, DataError, data_dir, replacing, shown
@@ -264,7 +264,8 @@ def find(folder: Path, *patterns: str) -> Path | None:
 HEADERS = {"userId": "user_id", "movieId": "item_id", "itemId": "item_id", "movie_title": "title", "class": "genres"}
 
 
-def read_table(path: Path, separator: str, names: list[str] | None = None, **options) -> pd.DataFrame:
+def read_table(path: Path, separator: str, names: list[str] | None = None, dtype: Any = str,
+               keep_default_na: bool = False, **options) -> pd.DataFrame:
     """Read a delimited UTF-8 file as text, with column names freed of RecBole's `:type`.
 
     Args:
@@ -276,7 +277,7 @@ def read_table(path: Path, separator: str, names: list[str] | None = None, **opt
     double = separator == "::"  # pandas' quick readers want one character
     file = io.BytesIO(path.read_bytes().replace(b"::", b"\t")) if double else path
     try:
-        table = pd.read_csv(file, sep="\t" if double else separator, dtype=str, keep_default_na=False,
+        table = pd.read_csv(file, sep="\t" if double else separator, dtype=dtype, keep_default_na=keep_default_na,
                             header=None if names else "infer", encoding="utf-8-sig", **options)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise DataError(f"{path.name} is not a table of UTF-8 text separated by {separator!r}: {error}") from error
@@ -293,22 +294,13 @@ def _column(name: str) -> str:
 
 def _read_numbers(path: Path, separator: str, names: list[str] | None) -> pd.DataFrame | None:
     """Read ratings in which all is a plain number, quickly; None where something is not: that is read as text."""
-    kinds = {name: pa.from_numpy_dtype(RATING_TYPES[_column(name)]) for name in (
-        *RATING_COLUMNS, "userId", "movieId", "itemId", *(f"{name}:token" for name in RATING_COLUMNS[:2]),
-        *(f"{name}:float" for name in RATING_COLUMNS[2:]))}
-    file = path if separator != "::" else pa.BufferReader(path.read_bytes().replace(b"::", b"\t"))
     try:
-        table = pyarrow.csv.read_csv(file, pyarrow.csv.ReadOptions(column_names=names),
-                                     pyarrow.csv.ParseOptions(delimiter=separator.replace("::", "\t")),
-                                     pyarrow.csv.ConvertOptions(column_types=kinds))
-    except pa.ArrowInvalid:
+        table = read_table(path, separator, names, engine="pyarrow", dtype=None, keep_default_na=True)
+    except DataError:
         return None
-    table = table.rename_columns([_column(name) for name in table.column_names])
-    known = [name for name in RATING_COLUMNS if name in table.column_names]
-    if table.num_rows == 0 or len(set(table.column_names)) < table.num_columns or \
-            any(table[name].null_count for name in known):
-        return None
-    return table.select(known).to_pandas()
+    kinds = {name: "if" if name == "rating" else "i" for name in RATING_COLUMNS if name in table}
+    plain = all(np.ndim(table[name]) == 1 and table[name].dtype.kind in kind for name, kind in kinds.items())
+    return table[[*kinds]] if plain and len(table) else None
 
 
 def read_ratings(folder: str | Path) -> pd.DataFrame:
@@ -686,7 +678,8 @@ def items_from_frame(table: Any, item: str = "item_id", title: str = "title", ge
     known = []
     for row, value in enumerate(table[genres] if genres else [None] * len(table)):
         try:
-            known.append([str(genre) for genre in listed(value, between) if genre not in NO_GENRE])
+            names = (genre.get("name", "") if isinstance(genre, dict) else genre for genre in listed(value, between))
+            known.append([str(name) for name in names if str(name) not in NO_GENRE])
         except ValueError:
             _refuse(np.arange(len(table)) == row, table[genres], source, first_line, "starts like a list and is none")
     bare = titles.str.replace(YEAR_IN_TITLE, "", regex=True)
@@ -713,44 +706,39 @@ def listed(value: Any, between: str = "|") -> list:
     text = value.strip()
     if not text.startswith(("[", "{")):
         return [name.strip() for name in text.split(between) if name.strip()]
-    try:
-        found = json.loads(text)
-    except ValueError:
-        try:
-            found = ast.literal_eval(text)
-        except (SyntaxError, MemoryError, RecursionError) as error:
-            raise ValueError(f"{text[:60]!r} begins like a list and is none") from error
-    return list(found) if isinstance(found, list | tuple) else [found]
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            found = read(text)
+            return list(found) if isinstance(found, list | tuple) else [found]
+    raise ValueError(f"{text[:60]!r} begins like a list and is none")
+
+
+# the lines of the two files without a header; a title may hold the separator
+FORMATS = {"movies.dat": "id::title::genres", "u.item": "id|title|release date|video date|url|19 flags"}
+HEADLESS = {"movies.dat": r"^(?P<item_id>.*?)::(?P<title>.*)::(?P<genres>.*)$",
+            "u.item": r"^(?P<item_id>.*?)\|(?P<title>.*)\|(?P<release_year>.*?)(\|[^|]*){2}\|"
+                      r"(?P<genres>[01](\|[01]){18})$"}
 
 
 def _read_headless_items(path: Path) -> pd.DataFrame:
-    """Read `movies.dat` (id::title::genres) or `u.item` (id|title|release date|video date|url|19 flags).
-
-    The title is all between the first separator and those that the last columns need, so it may hold one.
-    """
+    """Read `movies.dat` or `u.item`, UTF-8 or else Latin-1."""
     content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     try:
-        lines = content.decode("utf-8").split("\n")
+        text = content.decode("utf-8")
     except UnicodeDecodeError:
-        lines = content.decode("latin-1").split("\n")
-    separator, n_last = ("|", 3 + len(GENRES)) if path.name == "u.item" else ("::", 1)
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        item_id, _, rest = line.strip().partition(separator)
-        title, *last = rest.rsplit(separator, n_last)
-        if len(last) < n_last or set(last[3:]) - {"0", "1"}:
-            raise DataError(f"{path.name}, line {number}: expected {2 + n_last} values separated by {separator!r}"
-                            f"{', the last 19 of them 0 or 1' if n_last > 1 else ''}; found {line.strip()[:100]!r}")
-        genres, year = last[-1], ""
-        if n_last > 1:
-            genres = "|".join(genre for genre, flag in zip(GENRES, last[3:], strict=True) if flag == "1")
-            year = "" if YEAR_IN_TITLE.search(title) else last[0][-4:]  # of 01-Jan-1995
-        rows.append((item_id, title, genres, year))
-    if not rows:
+        text = content.decode("latin-1")
+    lines = pd.Series(text.split("\n"), dtype=str, index=range(1, text.count("\n") + 2)).str.strip()
+    lines = lines[lines != ""]
+    table = lines.str.extract(HEADLESS[path.name])
+    for number, line in lines[table["item_id"].isna()].items():
+        raise DataError(f"{path.name}, line {number}: expected {FORMATS[path.name]}, found {line[:100]!r}")
+    if table.empty:
         raise DataError(f"{path.name} is empty")
-    return pd.DataFrame(rows, columns=["item_id", "title", "genres", "release_year"], dtype=str)
+    if path.name == "u.item":
+        table["genres"] = ["|".join(itertools.compress(GENRES, map(int, flags.split("|"))))
+                           for flags in table["genres"]]
+        table["release_year"] = table["release_year"].str[-4:].where(~table["title"].str.contains(YEAR_IN_TITLE), "")
+    return table
 
 
 def _article_first(match: re.Match) -> str:

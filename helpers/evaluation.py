@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,6 +94,11 @@ def mask_seen(scores: Tensor, history: Frames, user_ids: np.ndarray) -> Tensor:
     return scores
 
 
+@cache
+def _say_once(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=3)
+
+
 def rank_held_out(recommend: Recommender, history: Frames, held_out: pd.DataFrame,
                   batch_size: int = 1024) -> pd.DataFrame:
     """Rank each held-out item among the whole catalogue less what the user has seen.
@@ -112,9 +118,9 @@ def rank_held_out(recommend: Recommender, history: Frames, held_out: pd.DataFram
         own = scores.gather(1, target[first:first + batch_size, None])
         ranks.append((~(scores < own)).sum(dim=1).numpy())
         n_repeats += int((own == -torch.inf).sum())
-    if n_repeats:
-        warnings.warn(f"{n_repeats:,} of {len(held_out):,} held-out items had been rated before by the same user: what "
-                      f"is seen is not recommended, so nothing can find them", stacklevel=2)
+    if n_repeats and len(held_out) > 1:
+        _say_once(f"{n_repeats:,} of {len(held_out):,} held-out items had been rated before by the same user: what is "
+                  f"seen is not recommended, so nothing can find them")
     return held_out.assign(rank=np.concatenate(ranks))
 
 
@@ -275,6 +281,9 @@ def promised_and_observed(value: Callable[[Tensor, Tensor], Tensor], frames: Fra
     """
     observed, left = observed_returns(frames, gamma)
     index = torch.nonzero(left >= at_least)[:, 0]
+    if not len(index):
+        _say_once(f"no user has {at_least} steps to come after a transition: nothing can be held against what was "
+                  f"observed")
     t = frames.gather(index)
     answers = {"promised": t.action} | ({} if choose is None else {"own": choose(t.state)})
     columns = {name: value(t.state, action)[:, 0].float().cpu() for name, action in answers.items()}

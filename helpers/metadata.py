@@ -8,13 +8,14 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from helpers import tmdb
-from helpers.datasets import find, read_links
+from helpers.datasets import find, listed, read_links
 from helpers.files import DataError, shown, write_json
 
 # The schema of a film's facts. None: unknown; an empty list: none known.
@@ -191,26 +192,25 @@ def add_facts(info: dict, facts: dict) -> None:
 def from_tmdb(record: dict) -> dict:
     """Return a record of TMDB in the words of SCHEMA; whatever is missing, blank or of another type is unknown.
 
-    Money is in US dollars and `runtime` in minutes; TMDB writes 0 where it does not know them. `revenue_d` is
+    It may be a row of a table too, as `pd.read_csv` gives it. Money is in US dollars and `runtime` in minutes; TMDB
+    writes 0 where it does not know them, and fewer than 1,000 dollars are as good as unknown. `revenue_d` is
     revenue − budget, as in the project of 2019. An average of no votes is unknown. Languages are ISO 639-1,
     countries ISO 3166-1 codes.
     """
-    date = re.match(r"(\d{4})(?:-(\d{1,2})(?!\d))?", _text(record.get("release_date")) or "")
-    year, month = (int(part) if part else 0 for part in date.groups()) if date else (0, 0)
+    year, month = _date(record.get("release_date"))
     overview, collection = _text(record.get("overview")), record.get("belongs_to_collection")
-    votes = _number(record.get("vote_count"), least=0)
-    budget, revenue = (_number(record.get(field), least=1) for field in ("budget", "revenue"))
+    genres, votes = record.get("genres"), _number(record.get("vote_count"), least=0)
+    budget, revenue = (_number(record.get(field), least=1000) for field in ("budget", "revenue"))
     return {
-        "adult": record["adult"] if isinstance(record.get("adult"), bool) else None,
-        "collection": _text(collection.get("name")) if isinstance(collection, dict) else None,
-        "genres": _names(record.get("genres"), "name"),
+        "adult": {"true": True, "false": False}.get(str(record.get("adult")).strip().lower()),
+        "collection": next(iter(_names([collection] if isinstance(collection, dict) else collection, "name")), None),
+        "genres": _names(genres, "name", "|" if "|" in str(genres) else ","),
         "original_language": _text(record.get("original_language")),
         "overview": None if re.fullmatch(r"no overview (found|available)\.?", overview or "", re.I) else overview,
         "popularity": _number(record.get("popularity"), least=0, kind=float),
-        "production_companies": _names(record.get("production_companies"), "name"),
+        "production_companies": _names(record.get("production_companies"), "name", "|"),
         "production_countries": _names(record.get("production_countries"), "iso_3166_1"),
-        "release_year": year if year >= 1870 else None,
-        "release_month": month if year >= 1870 and 1 <= month <= 12 else None,
+        "release_year": year, "release_month": month,
         "revenue": revenue,
         "runtime": _number(record.get("runtime"), least=1),
         "spoken_languages": _names(record.get("spoken_languages"), "iso_639_1"),
@@ -239,11 +239,30 @@ def _number(value: Any, least: float, kind: type = int) -> int | float | None:
     return kind(number) if math.isfinite(number) and number >= least else None
 
 
-def _names(entries: Any, field: str) -> list[str]:
-    """Return one text field of each entry of a list, in order, each once."""
-    entries = entries if isinstance(entries, list) else []
-    texts = (_text(entry.get(field)) for entry in entries if isinstance(entry, dict))
+def _names(value: Any, field: str, between: str = "") -> list[str]:
+    """Return one text field of each entry of a list, in order, each once; plain names too, if they have a separator."""
+    try:
+        entries = listed(value, between or "|")
+    except ValueError:  # a list that is cut off, say
+        entries = []
+    texts = (_text(entry.get(field) if isinstance(entry, dict) else between and entry) for entry in entries)
     return list(dict.fromkeys(text for text in texts if text))
+
+
+def _date(value: Any) -> tuple[int | None, int | None]:
+    """Return (year, month) of 1995-10-30, 10/30/95 or 30.10.1995; no month where either number may be the day.
+
+    A year of two digits is the last such one that has begun.
+    """
+    text, year, month = str(value) if isinstance(value, str | date) else "", 0, 0
+    if iso := re.match(r"\s*(\d{4})(?:-(\d{1,2})(?!\d))?", text):
+        year, month = int(iso[1]), int(iso[2] or 0)
+    elif parts := re.match(r"\s*(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d\d)(?!\d)", text):
+        low, high = sorted((int(parts[1]), int(parts[3])))
+        year, month = int(parts[4]), low if high > 12 or low == high else 0
+        if len(parts[4]) == 2:
+            year += (date.today().year - year) // 100 * 100
+    return (year, month if 1 <= month <= 12 else None) if year >= 1870 else (None, None)
 
 
 def read_imdb(imdb_ids: Iterable[int], *paths: Path) -> dict[int, dict]:

@@ -251,7 +251,7 @@ def impression_metrics(impression: np.ndarray, clicked: np.ndarray, score: np.nd
     group, clicked, score = group[order], clicked[order], score[order]
     size, n_clicked = np.bincount(group), np.bincount(group, clicked)
     rank = np.arange(len(group)) - (np.cumsum(size) - size)[group] + 1
-    tie = np.cumsum(np.r_[True, (np.diff(group) != 0) | (score[1:] != score[:-1])]) - 1
+    tie = np.cumsum(np.r_[True, (np.diff(group) != 0) | (score[1:] != score[:-1])][:len(group)]) - 1
     skips = np.cumsum(~clicked)
     skips_before_group = (np.r_[0, np.cumsum(size - n_clicked)][:-1])[group]
     better = (skips - skips_before_group)[clicked]  # of the skipped, those not worse than this click
@@ -275,29 +275,25 @@ def _name(path: Path) -> str:
 
 def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Yield columns of `behaviors.tsv` as text, some 16 MB of the file at a time."""
-    convert = pyarrow.csv.ConvertOptions(include_columns=columns, strings_can_be_null=False,
-                                         column_types=dict.fromkeys(columns, pa.string()))
     try:
-        yield from pyarrow.csv.open_csv(path, pyarrow.csv.ReadOptions(column_names=BEHAVIORS, block_size=1 << 24),
-                                        _PLAIN, convert)
+        yield from pyarrow.csv.open_csv(path, *_options(BEHAVIORS, columns))
     except pa.ArrowInvalid as error:
         raise _damage(path, BEHAVIORS, error) from error
 
 
-_PLAIN = pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False, double_quote=False)
+def _options(names: list[str], columns: list[str]) -> tuple:
+    return (pyarrow.csv.ReadOptions(column_names=names, block_size=1 << 24),
+            pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False, double_quote=False),
+            pyarrow.csv.ConvertOptions(include_columns=columns, strings_can_be_null=False,
+                                       column_types=dict.fromkeys(columns, pa.string())))
 
 
 def _read_columns(path: Path, names: list[str], columns: list[str]) -> pd.DataFrame:
     """Read some columns of a file as text, all of its lines being of that format."""
     if not path.is_file():
         raise DataError(f"{_name(path)} is not there: a folder in the MIND format holds behaviors.tsv and news.tsv")
-    if path.stat().st_size == 0:
-        raise DataError(f"{_name(path)} is empty")
-    convert = pyarrow.csv.ConvertOptions(include_columns=columns, strings_can_be_null=False,
-                                         column_types=dict.fromkeys(columns, pa.string()))
     try:
-        table = pyarrow.csv.read_csv(path, pyarrow.csv.ReadOptions(column_names=names, block_size=1 << 24), _PLAIN,
-                                     convert)
+        table = pyarrow.csv.read_csv(path, *_options(names, columns)) if path.stat().st_size else ()
     except pa.ArrowInvalid as error:
         raise _damage(path, names, error) from error
     if not len(table):

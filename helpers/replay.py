@@ -46,9 +46,13 @@ class Prioritised:
         return torch.from_numpy(index), torch.from_numpy((weight / weight.max()).astype(np.float32))[:, None]
 
     def update(self, index: Tensor, error: Tensor) -> None:
-        """Set the priorities of transitions index (B,) from their errors (B,) or (B, 1)."""
+        """Set the priorities of transitions index (B,) from errors (B,) or (B, 1); ValueError if one is not finite."""
+        size = error.detach().abs().float().flatten().cpu().numpy()
+        if not np.isfinite(size).all():
+            raise ValueError(f"{(~np.isfinite(size)).sum():,} of {len(size):,} errors are not finite numbers: "
+                             f"lower the learning rate, or look for NaN in the item matrix")
         node = self.leaf + index.cpu().numpy()
-        self.tree[node] = (error.detach().abs().float().flatten().cpu().numpy() + self.epsilon) ** self.alpha
+        self.tree[node] = (size + self.epsilon) ** self.alpha
         for _ in range(self.levels):
             node = np.unique(node // 2)
             self.tree[node] = self.tree[2 * node] + self.tree[2 * node + 1]

@@ -41,6 +41,7 @@ from helpers.files import (
 NOTES = PROJECT / "notes"
 SHIPPED = "DDPG, with memory"
 FRAME, SLATE = 10, 10  # ratings in a state, and items on a slate, in all lessons
+MOST_ITEMS = 100_000   # a step of 512 transitions then takes some 3 GB
 
 # what --quick puts in the place of parameters: the same code in a minute or two, for whoever tries whether it runs
 QUICK = {"SEEDS": "(0,)", "MAX_STEPS": "20", "MAX_PASSES": "3", "VALIDATE_EVERY": "10", "TRIAL_STEPS": "10",
@@ -138,7 +139,8 @@ def state_of(paths: list[Path]) -> list | None:
 
 
 def shortened(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Return the notebook with the parameters of QUICK."""
+    """Return the notebook with the parameters of QUICK, less what is trained on toys, which no data set can change."""
+    notebook.cells = [cell for cell in notebook.cells if "toy" not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
             for name, value in QUICK.items():
@@ -218,10 +220,14 @@ def look_over(raw: Path) -> list[str]:
         long = int((read[0]["user_id"].value_counts() >= FRAME + 3).sum())
         n_items = len({*read[0]["item_id"].unique(), *read[1]["item_id"]})
         if long < 2:
-            reasons.append(f"{long} users have {FRAME + 3} ratings or more (a frame of {FRAME}, and one each to learn, for "
-                           f"validation, for the test); two are needed at least, one to learn from and one to look at")
+            reasons.append(f"{long} users have {FRAME + 3} ratings or more (a frame of {FRAME}, and one each to learn, "
+                           f"for validation, for the test); two are needed, one to learn from, one to look at")
         if n_items < 2 * SLATE:
             reasons.append(f"{n_items} items are rated or in the catalogue; slates of {SLATE} need {2 * SLATE} or more")
+        if n_items > MOST_ITEMS:
+            n_rated = read[0]["item_id"].nunique()
+            reasons.append(f"{n_items:,} items are rated or in the catalogue ({n_rated:,} are rated), and every step "
+                           f"of a training scores all: up to {MOST_ITEMS:,} can work, so leave out what nobody rated")
     if reasons:
         raise DataError("\n".join(["the lessons cannot work with this data set:", *(f"- {why}" for why in reasons)]))
     return read[0].attrs["assumed"]

@@ -36,6 +36,14 @@ class Task(NamedTuple):
         order = torch.randperm(len(self.apart), generator=torch.Generator().manual_seed(0))
         return self.apart.gather(order[:n])
 
+    def n_steps(self, most: int, batch_size: int, passes: int, least: int = 60) -> int:
+        """Return how many steps to train for: so many passes over the transitions, between `least` and `most` steps.
+
+        More of them would teach a small data set by heart: on invented tables of 8,000 transitions the ranking was best
+        after five to ten passes, and half as good after forty.
+        """
+        return min(most, max(least, passes * -(-len(self.frames) // batch_size)))
+
 
 def load_task(dataset: str, frame_size: int = 10, device: str | torch.device = "cpu", share_apart: float = 0.05,
               times: bool = False) -> Task:

@@ -1,6 +1,7 @@
 """Turn an item's facts into a text, and texts into vectors, with a transformer from a folder or by its name."""
 
 import hashlib
+import http.client
 import os
 import pickle
 import re
@@ -8,19 +9,20 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from huggingface_hub import constants as hub
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 from transformers import logging as transformers_logging
 
-from helpers.files import DataError, shown, write_vectors
+from helpers.files import DataError, shown, write_vectors, writing
 
 NO_OVERVIEW = {"no overview found", "no overview", "no movie overview available"}  # so TMDB's tables write "none"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")  # gpt2, google-bert/bert-base-uncased
@@ -105,16 +107,14 @@ def _from_hub(name: str) -> tuple:
     instead = "give a folder with its config.json, model.safetensors and tokenizer.json"
     if not HUB_NAME.fullmatch(name):
         raise DataError(f"text encoder {name!r} is neither a folder nor a model's name: {instead}")
-    try:
+    with suppress(UNREADABLE):  # not in the cache, or not all of it
         return _read(name)
-    except UNREADABLE:
-        pass  # not in the cache, or not all of it
     try:
         if not hub.HF_HUB_OFFLINE:  # asked once: the hub's own client tries for most of a minute
             urllib.request.urlopen(hub.ENDPOINT, timeout=10).close()
     except urllib.error.HTTPError:
         pass  # it answers
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise DataError(f"text encoder {name!r} is no folder, not in the hub's cache, and the hub is out of reach "
                         f"({getattr(error, 'reason', error)}): {instead}") from error
     try:
@@ -146,34 +146,45 @@ def encode(texts: dict[int, str], tokenizer, model, pool: Callable[[Tensor, Tens
 
     Returns:
         `{item_id: vector (d,) float32}` in the order of `texts`.
+
+    Raises:
+        DataError: another process is writing `path`.
     """
-    limit = min(max_length, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", max_length))
-    tokens = _tokenize(list(texts.values()), tokenizer, limit)
+    tokens = _tokenize(list(texts.values()), tokenizer, _limit(tokenizer, model, max_length))
     order = np.argsort([-len(ids) for ids in tokens], kind="stable")
     journal = path and Path(path).with_name(f".{Path(path).name}.journal")
     recipe = _recipe(list(texts), tokens, model, pool) if journal else b""
-    parts = [_resume(journal, recipe)] if journal else []
-    n_done = sum(map(len, parts))
-    lengths = torch.tensor([len(tokens[i]) for i in order], dtype=torch.long)
-    with tqdm(total=int(lengths.sum()), initial=int(lengths[:n_done].sum()), desc="encode", unit="token",
-              unit_scale=True, leave=False) as bar:
-        for start in range(n_done, len(texts), batch_size):
-            batch = [torch.from_numpy(tokens[i]) for i in order[start:start + batch_size]]
-            input_ids = pad_sequence(batch, batch_first=True, padding_value=tokenizer.pad_token_id or 0)
-            n_real = lengths[start:start + batch_size]
-            mask = (torch.arange(input_ids.shape[1]) < n_real.unsqueeze(1)).long().to(model.device)
-            hidden = model(input_ids=input_ids.to(model.device), attention_mask=mask).last_hidden_state
-            parts.append(pool(hidden, mask).float().cpu().numpy())
-            if journal:
-                _save(journal, recipe, start, parts[-1])
-            bar.update(int(n_real.sum()))
-    rows = (row for part in parts if len(part) for row in part)
-    vector_of = dict(zip(order.tolist(), rows, strict=True))
-    vectors = {item_id: vector_of[i] for i, item_id in enumerate(texts)}
-    if journal:
-        write_vectors(path, vectors)
-        journal.unlink(missing_ok=True)  # no texts, no journal
+    with writing(path) if path else nullcontext():
+        parts = [_resume(journal, recipe)] if journal else []
+        n_done = sum(map(len, parts))
+        lengths = torch.tensor([len(tokens[i]) for i in order], dtype=torch.long)
+        with tqdm(total=int(lengths.sum()), initial=int(lengths[:n_done].sum()), desc="encode", unit="token",
+                  unit_scale=True, leave=False) as bar:
+            for start in range(n_done, len(texts), batch_size):
+                batch = [torch.from_numpy(tokens[i]) for i in order[start:start + batch_size]]
+                input_ids = pad_sequence(batch, batch_first=True, padding_value=tokenizer.pad_token_id or 0)
+                n_real = lengths[start:start + batch_size]
+                mask = (torch.arange(input_ids.shape[1]) < n_real.unsqueeze(1)).long().to(model.device)
+                hidden = model(input_ids=input_ids.to(model.device), attention_mask=mask).last_hidden_state
+                parts.append(pool(hidden, mask).float().cpu().numpy())
+                if journal:
+                    _save(journal, recipe, start, parts[-1])
+                bar.update(int(n_real.sum()))
+        vector_of = dict(zip(order.tolist(), (row for part in parts for row in part), strict=True))
+        vectors = {item_id: vector_of[i] for i, item_id in enumerate(texts)}
+        if journal:
+            write_vectors(path, vectors)
+            journal.unlink(missing_ok=True)  # no texts, no journal
     return vectors
+
+
+def _limit(tokenizer, model, max_length: int) -> int:
+    """Return the tokens of a text that are read: `max_length`, or what tokenizer and positions admit."""
+    learnt = [table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+              for name, table in model.named_modules()
+              if isinstance(table, nn.Embedding) and name.endswith(("position_embeddings", "wpe"))]
+    limits = (tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None), *learnt)
+    return min(max_length, *(limit for limit in limits if limit and limit > 0))  # XLNet has −1 for "as many as wanted"
 
 
 def _tokenize(texts: list[str], tokenizer, max_length: int, piece: int = 1000) -> list[np.ndarray]:

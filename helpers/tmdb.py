@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import httpx
 from aiolimiter import AsyncLimiter
 from tqdm.auto import tqdm
 
-from helpers.files import DataError, shown
+from helpers.files import DataError, shown, writing
 
 KEY = "TMDB_API_KEY"
 BASE = "https://api.themoviedb.org/3"
@@ -47,9 +47,9 @@ async def fetch(tmdb_ids: Iterable[int], journal: Path, *, base: str = BASE, rat
     All requests share one limiter: they start evenly, 0.98·rate a second, no two closer than half of 1/rate, so
     there is no burst, at the start neither. After a 429 nobody asks until the pause it names is over (`Retry-After`;
     if absent or 0, a pause that doubles from `backoff`); it says nothing about the film and does not count as a
-    try. Time-outs, broken connections, broken JSON and 5xx are tried again, the pause doubling up to 30 s, less a
-    random share of at most a half so that films do not return together. Redirects are not followed, lest the key
-    go elsewhere.
+    try. Time-outs, broken connections, 5xx and what a gateway says in place of TMDB (a 200 without a film, a 404
+    without TMDB's code) are tried again, the pause doubling up to 30 s, less a random share of at most a half so
+    that films do not return together. Redirects are not followed, lest the key go elsewhere.
 
     Args:
         tmdb_ids: numbers of films, repeats allowed.
@@ -67,44 +67,51 @@ async def fetch(tmdb_ids: Iterable[int], journal: Path, *, base: str = BASE, rat
         good. These are not in the journal, and so are tried again at the next start.
 
     Raises:
-        DataError: no key, or one that TMDB refuses (401, 403), at once; no answer for `patience`; or a damaged
-            journal.
+        DataError: no key, or one that TMDB refuses (401, 403), at once; a proxy or certificates that cannot be
+            used; no answer for `patience`; or a journal that is damaged, or in use.
     """
     wanted = list(dict.fromkeys(int(film) for film in tmdb_ids))
-    answers, failed = read_journal(journal), {}
-    missing = [film for film in wanted if film not in answers]
-    if missing:
-        key = read_key()
-        by_header = len(key) > 40 and "." in key  # a v4 token
-        Path(journal).parent.mkdir(parents=True, exist_ok=True)
-        client = httpx.AsyncClient(
+    with writing(journal):
+        answers, failed = read_journal(journal), {}
+        if missing := [film for film in wanted if film not in answers]:
+            key = read_key()
+            client = _client(key, workers)
+            with (cleaned_logs(key), open(journal, "ab") as file,
+                  tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc="TMDB", unit="film") as bar):
+
+                def keep(film: int, record: dict | None) -> None:
+                    line = json.dumps({"id": film, "record": record}).replace(key, "***")
+                    file.write(line.encode() + b"\n")
+                    file.flush()
+                    answers[film] = json.loads(line)["record"]
+                    bar.update()
+
+                def fail(film: int, reason: str) -> None:
+                    failed[film] = reason.replace(key, "***")
+                    bar.set_postfix(failed=len(failed))
+                    bar.update()
+
+                async with client:
+                    stopped = await _ask_all(missing, client, base.rstrip("/"), keep, fail, rate, workers, timeout,
+                                             tries, backoff, patience)
+            if stopped:
+                raise DataError(f"{stopped.replace(key, '***')}. {len(wanted) - len(missing) + bar.n - bar.initial:,} "
+                                f"of {len(wanted):,} films were dealt with; the answers are kept in {shown(journal)}, "
+                                f"and the next start asks for the rest")
+    return tuple({film: found[film] for film in wanted if film in found} for found in (answers, failed))
+
+
+def _client(key: str, workers: int) -> httpx.AsyncClient:
+    by_header = len(key) > 40 and "." in key  # a v4 token
+    try:
+        return httpx.AsyncClient(
             headers={"Accept": "application/json"} | ({"Authorization": f"Bearer {key}"} if by_header else {}),
             params={} if by_header else {"api_key": key}, timeout=None,
             limits=httpx.Limits(max_connections=workers, max_keepalive_connections=workers))
-        with (cleaned_logs(key), open(journal, "ab") as file,
-              tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc="TMDB", unit="film") as bar):
-
-            def keep(film: int, record: dict | None) -> None:
-                line = json.dumps({"id": film, "record": record}).replace(key, "***")
-                file.write(line.encode() + b"\n")
-                file.flush()
-                answers[film] = json.loads(line)["record"]
-                bar.update()
-
-            def fail(film: int, reason: str) -> None:
-                failed[film] = reason.replace(key, "***")
-                bar.set_postfix(failed=len(failed))
-                bar.update()
-
-            async with client:
-                stopped = await _ask_all(missing, client, base.rstrip("/"), keep, fail, rate, workers, timeout, tries,
-                                         backoff, patience)
-        if stopped:
-            raise DataError(f"{stopped.replace(key, '***')}. {len(wanted) - len(missing) + bar.n - bar.initial:,} of "
-                            f"{len(wanted):,} films were dealt with; the answers are kept in {shown(journal)}, and "
-                            f"the next start asks for the rest")
-    answers, failed = ({film: found[film] for film in wanted if film in found} for found in (answers, failed))
-    return answers, failed
+    except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:
+        kind = r"SSL_CERT_(FILE|DIR)" if isinstance(error, OSError) else r"(HTTPS?|ALL|NO)_PROXY"
+        named = " or ".join(name for name in os.environ if re.fullmatch(kind, name, re.I)) or "the system's proxy"
+        raise DataError(f"TMDB cannot be asked, for {named} cannot be used ({error}): correct or unset it") from error
 
 
 async def _ask_all(films: list[int], client: httpx.AsyncClient, base: str, keep: Callable, fail: Callable, rate: float,
@@ -176,20 +183,21 @@ async def _request(client: httpx.AsyncClient, url: str, timeout: float) -> tuple
         return "again", f"no answer within {timeout:g} s", None
     except httpx.HTTPError as error:
         return "again", f"{type(error).__name__} {error}".strip(), None
-    status = response.status_code
-    if status == 200:
-        try:
-            record = response.json()
-        except (ValueError, RecursionError):  # not JSON, not text, or nested without end
-            record = None
-        kept = {field: record[field] for field in FIELDS if field in record} if isinstance(record, dict) else {}
-        return ("answer", kept, None) if kept else ("again", "broken JSON", None)
-    if status == 404:
+    status, body = response.status_code, None
+    with suppress(ValueError, RecursionError):  # not JSON, not text, or nested without end
+        body = response.json()
+    body = body if isinstance(body, dict) else {}
+    if status == 200 and {"id", "title"} <= body.keys():
+        return "answer", {field: body[field] for field in FIELDS if field in body}, None
+    if status == 404 and body.get("status_code") == 34:  # TMDB's own; a gateway's 404 says nothing about the film
         return "answer", None, None
     if status == 429:
         return "pause", "HTTP 429", retry_after(response.headers.get("Retry-After"))
     if status in (401, 403):
-        return "stop", f"TMDB refuses the key in {KEY} (HTTP {status})", None
+        other = "" if "status_code" in body else ", or a gateway on the way does"
+        return "stop", f"TMDB refuses the key in {KEY} (HTTP {status}){other}", None
+    if status in (200, 404):
+        return "again", f"HTTP {status} without TMDB's own words", None
     return "again" if status >= 500 or status == 408 else "fail", f"HTTP {status}", None
 
 
@@ -199,8 +207,7 @@ def retry_after(value: str | None) -> float | None:
     >>> retry_after("3"), retry_after("0"), retry_after("Wed, 21 Oct 2015 07:28:00 GMT"), retry_after("soon")
     (3.0, None, None, None)
     """
-    if value is None:
-        return None
+    value = value or ""
     if re.fullmatch(r"\s*\d{1,9}(\.\d{1,9})?\s*", value):
         return float(value) or None
     try:
@@ -230,13 +237,13 @@ def read_journal(path: Path) -> dict[int, dict | None]:
     """Read {tmdb_id: record or None} back; a last line torn by a kill is cut off the file.
 
     Raises:
-        DataError: naming a line that is whole and yet no answer.
+        DataError: naming a line that is whole and yet no answer; or another process is writing the file.
     """
     path = Path(path)
     if not path.exists():
         return {}
     answers, size = {}, 0
-    with path.open("rb") as file:
+    with writing(path), path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 break
@@ -250,8 +257,8 @@ def read_journal(path: Path) -> dict[int, dict | None]:
                                 f"and its film is asked for again") from error
             answers[film] = record
             size += len(line)
-    if size < path.stat().st_size:
-        os.truncate(path, size)
+        if size < path.stat().st_size:
+            os.truncate(path, size)
     return answers
 
 

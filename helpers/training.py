@@ -52,8 +52,9 @@ class Log:
         for name, batch in batches.items():
             actions = self.snapshots[f"{name}/{step}"] = batch.detach().float().cpu()
             self.writer.add_histogram(f"actions/{name}", actions, step)
-            covariance = np.cov(actions.numpy(), rowvar=False)  # (E, E): columns are dimensions
-            grey = 0.5 + 0.5 * covariance / max(np.abs(covariance).max(), 1e-12)
+            centred = actions - actions.mean(dim=0)
+            covariance = centred.T @ centred  # (E, E), up to a factor
+            grey = 0.5 + 0.5 * covariance / max(covariance.abs().max(), 1e-12)
             self.writer.add_image(f"covariance/{name}", grey, step, dataformats="HW")
 
     def state_dict(self) -> dict[str, Any]:
@@ -72,7 +73,7 @@ class Log:
         """Write the two plain files."""
         self.writer.close()
         with replacing(self.folder / "scalars.csv") as beside:
-            pd.DataFrame(self.rows).groupby("step").first().to_csv(beside)
+            pd.DataFrame(self.rows or {"step": []}).groupby("step").first().to_csv(beside)
         with replacing(self.folder / "actions.npz") as beside, beside.open("wb") as file:
             np.savez_compressed(file, **{key: batch.numpy() for key, batch in self.snapshots.items()})
 
@@ -154,8 +155,8 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
         The logged rows, indexed by step.
 
     Raises:
-        TrainingError: if a number or weight is not finite, a number grows beyond `limit`, or the copy cannot be
-            written; `parts` are as in their last copy.
+        TrainingError: if a number or weight is not finite, a number grows beyond `limit`, `update` raises ValueError,
+            or the copy cannot be written; `parts` are as in their last copy.
     """
     everything = parts | ({} if log is None else {"log": log})
     checkpoint = CheckpointFile(checkpoint) if isinstance(checkpoint, Path) else checkpoint
@@ -168,17 +169,21 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
     first, per_pass = safe_step + 1, -(-len(frames) // batch_size)
     bar = tqdm(total=max_steps, initial=safe_step, desc=desc, unit="step", leave=False)
 
-    def stop(step: int, reason: str, advice: str) -> TrainingError:
+    def stop(step: int, reason: str, advice: str = "Lower the learning rate, or look for NaN in the item matrix"
+             ) -> TrainingError:
         bar.close()
         with contextlib.suppress(OSError):  # a full disk does not let TensorBoard begin a new file
             restore(everything, safe)
-        return TrainingError(f"step {step}: {reason}; all parts are back at step {safe_step}. {advice}")
+        return TrainingError(f"step {step}: {reason}; all parts are back at step {safe_step}. {advice}".strip())
 
     for step, batch in zip(range(first, max_steps + 1), batches, strict=False):
         if shuffle_ties and (step == first or (step - 1) % per_pass == 0):
             frames.shuffle_ties(1000 * seed + (step - 1) // per_pass)
-        with autocast(frames.device) if bf16 else contextlib.nullcontext():
-            scalars = update(batch)
+        try:
+            with autocast(frames.device) if bf16 else contextlib.nullcontext():
+                scalars = update(batch)
+        except ValueError as error:  # of a replay or a distribution that is given NaN, say
+            raise stop(step, str(error).partition("\n")[0], "") from error
         bar.update()
         if step > 1 and step % log_every and step < max_steps:
             continue
@@ -186,8 +191,7 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
         values |= watch(step) if watch is not None else {}
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
         if wrong:
-            raise stop(step, f"{', '.join(wrong)} is not a finite number",
-                       "Lower the learning rate, or look for NaN in the item matrix")
+            raise stop(step, f"{', '.join(wrong)} is not a finite number")
         wild = [f"{name} is {value:.3g}" for name, value in values.items() if abs(value) > limit]
         if wild:
             raise stop(step, f"{', '.join(wild)}, beyond {limit:,.0f}: the training diverges",
@@ -202,8 +206,7 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
             copied = snapshot(everything)
             spoilt = [name for name, state in copied.items() if not _all_finite(state)]
             if spoilt:
-                raise stop(step, f"{', '.join(spoilt)} holds numbers that are not finite",
-                           "Lower the learning rate, or look for NaN in the item matrix")
+                raise stop(step, f"{', '.join(spoilt)} holds numbers that are not finite")
             if checkpoint is not None:
                 try:
                     checkpoint.write({"run": run, "step": step, "rows": rows, "parts": copied})
@@ -214,7 +217,7 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
     frames.shuffle_ties(None)
     if checkpoint is not None:
         checkpoint.done()
-    return pd.DataFrame(rows).set_index("step")
+    return pd.DataFrame(rows or {"step": []}).set_index("step")
 
 
 def _identity(update: Callable, frames: Frames, **settings: Any) -> dict[str, Any]:
@@ -250,23 +253,15 @@ def _all_finite(value: Any) -> bool:
 def snapshot(parts: dict[str, Any]) -> dict[str, Any]:
     """Copy the states of networks, optimisers and the like, and of torch's random numbers."""
     rng = {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
-    return rng | {name: _copy(part.state_dict()) for name, part in parts.items()}
+    return rng | {name: deepcopy(part.state_dict()) for name, part in parts.items()}
 
 
 def restore(parts: dict[str, Any], state: dict[str, Any]) -> None:
     """Put back what `snapshot` copied: the next step is then identical to the one that followed it."""
     for name, part in parts.items():
-        part.load_state_dict(_copy(state[name]))
+        part.load_state_dict(deepcopy(state[name]))
     torch.set_rng_state(state["rng"].cpu())
     torch.cuda.set_rng_state_all([rng.cpu() for rng in state["cuda_rng"]])
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
 @torch.no_grad()
@@ -280,9 +275,9 @@ def watch_policy(policies: dict[str, nn.Module], state: Tensor, items: Tensor) -
         was_training = policy.training
         proto_action = policy.eval()(state)
         policy.train(was_training)
-        numbers |= {f"{name}/mean": proto_action.mean(), f"{name}/std": proto_action.std(dim=0).mean(),
-                    f"{name}/variance": proto_action.var(dim=0).mean(),
-                    f"{name}/length": proto_action.norm(dim=1).mean()}
+        variance = proto_action.var(dim=0, correction=int(len(proto_action) > 1))
+        numbers |= {f"{name}/mean": proto_action.mean(), f"{name}/std": variance.sqrt().mean(),
+                    f"{name}/variance": variance.mean(), f"{name}/length": proto_action.norm(dim=1).mean()}
     for label, action in (("proto-action", proto_action), ("mean item", mean_item(proto_action, items))):
         numbers[f"distance/{label} to nearest item"] = torch.cdist(action, items).min(dim=1).values.mean()
     return {name: number.item() for name, number in numbers.items()}
@@ -296,8 +291,8 @@ def watcher(log: Log, policies: dict[str, nn.Module], value: Callable[[Tensor, T
     Args:
         policies: {"actor": …, "actor_target": …}; the last one recommends.
         value: state (B, …), action (B, E) → (B, 1), the critic's estimate.
-        look: policy → NDCG@10 on validation, asked every `look_every` steps.
-        keep_at: steps at which the proto-actions themselves are kept.
+        look: policy → NDCG@10 on validation, asked every `look_every` steps and at the last of `keep_at`.
+        keep_at: steps at which the proto-actions themselves are kept, the last step of the training at their end.
     """
     *_, policy = policies.values()
     log.actions(0, logged=t.action)
@@ -309,7 +304,7 @@ def watcher(log: Log, policies: dict[str, nn.Module], value: Callable[[Tensor, T
             log.actions(step, **{name: deepcopy(network).eval()(t.state) for name, network in policies.items()})
         numbers["Q held-out users/logged action"] = value(t.state, t.action).mean().item()
         numbers["Q held-out users/policy's action"] = value(t.state, mean_item(policy(t.state), items)).mean().item()
-        if step % look_every == 0:
+        if step % look_every == 0 or step in keep_at[-1:]:
             numbers["valid/NDCG@10"] = look(policy)
         return numbers
     return watch

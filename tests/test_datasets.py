@@ -456,7 +456,7 @@ def test_every_format_gives_the_same_ratings(raw, monkeypatch, name, end, mark, 
 
 
 @pytest.mark.parametrize("name, separator", [("u.data", "\t"), ("ratings.dat", "::")])
-@pytest.mark.parametrize("column, value", [(0, "1.5"), (1, "-7"), (2, "good"), (2, ""), (3, "4/12/1997")])
+@pytest.mark.parametrize("column, value", [(0, "1.5"), (1, "-7"), (2, "good"), (2, "0"), (3, "4/12/1997")])
 def test_bad_value_is_shown_with_its_line_without_a_header_too(raw, name, separator, column, value):
     rows = [["1", "2", "3", "4"], ["1", "3", "3", "4"], ["1", "4", "3", "4"]]
     rows[2][column] = value
@@ -487,7 +487,7 @@ def test_missing_or_doubled_column_is_named(read, header, said):
         read(header + "\n1,2,3\n")
 
 
-@pytest.mark.parametrize("column, value", [("rating", "good"), ("rating", ""), ("rating", "NaN"), ("rating", "inf"),
+@pytest.mark.parametrize("column, value", [("rating", "good"), ("rating", "9"), ("rating", "-1"), ("rating", "inf"),
                                            ("item_id", "1.5"), ("item_id", "-4"), ("item_id", "inf"),
                                            ("timestamp", "4/12/1997"), ("timestamp", ""), ("user_id", "")])
 def test_impossible_value_is_shown_with_its_line(read, column, value):
@@ -775,7 +775,8 @@ def test_an_item_listed_twice_is_named_with_its_line(raw):
 
 @pytest.mark.parametrize("genres, known", [
     (["Drama", "War"], ["Drama", "War"]), (np.array(["Drama"]), ["Drama"]), ("['Drama', 'War']", ["Drama", "War"]),
-    ('["Drama"]', ["Drama"]), ("Drama|War", ["Drama", "War"]), (None, []), (np.nan, []), ("", []), ("unknown", []),
+    ('[{"id": 18, "name": "Drama"}]', ["Drama"]),
+    ("Drama|War", ["Drama", "War"]), (None, []), (np.nan, []), ("", []), ("unknown", []),
 ])
 def test_genres_of_every_kind_are_read(genres, known):
     items = datasets.items_from_frame(pd.DataFrame({"item_id": [1], "title": ["A"], "genres": [genres]}))
@@ -788,6 +789,18 @@ def test_an_item_table_of_ones_own_is_checked():
         datasets.items_from_frame(table)
     items = datasets.items_from_frame(table, genres=None)
     assert items["title"].tolist() == ["item x", "item y"] and items["genres"].tolist() == [[], []]
+
+
+@pytest.mark.parametrize("text", ["[broken", "{[]: 1}", "[" * 99_999, "[{{}}]"])
+def test_text_that_begins_like_a_list_and_is_none_is_refused(text):
+    with pytest.raises(ValueError, match="begins like a list"):
+        datasets.listed(text)
+
+
+@pytest.mark.parametrize("rating", ["", "NaN"])
+def test_a_rating_that_is_missing_is_refused(read, rating):
+    with pytest.raises(DataError, match=r"ratings.csv, line 3: rating 'nan' is not one of"):
+        read(CSV + f"1,1,4,0\n1,2,{rating},0\n")
 
 
 @pytest.mark.parametrize("flags, method, sentence", [(1, 8, "encrypted"), (0, 9, "compression method")])
@@ -930,11 +943,11 @@ def test_movies_dat_is_read(raw, encoding, end):
 
 
 @pytest.mark.parametrize("name, text, sentence", [
-    ("movies.dat", "1::A::B\n\n2::A\n", "movies.dat, line 3: expected 3 values separated by '::'; found '2::A'"),
+    ("movies.dat", "1::A::B\n\n2::A\n", "movies.dat, line 3: expected id::title::genres, found '2::A'"),
     ("movies.dat", "1::A::B\n1::C::D\n", "movies.dat, line 2: item_id '1' is there for the second time"),
     ("movies.dat", "\n", "movies.dat is empty"),
-    ("u.item", U_ITEM + "2|A|B\n", "u.item, line 2: expected 24 values separated by '|', the last 19 of them 0 or 1"),
-    ("u.item", U_ITEM.replace("|1|", "|2|"), "u.item, line 1: expected 24 values separated by '|', the last 19"),
+    ("u.item", U_ITEM + "2|A|B\n", "u.item, line 2: expected id|title|release date|video date|url|19 flags, found '2"),
+    ("u.item", U_ITEM.replace("|1|", "|2|"), "u.item, line 1: expected id|title|release date"),
     ("u.item", U_ITEM.replace("1|T", "1.5|T"), "u.item, line 1: item_id '1.5' is not a whole number"),
 ])
 def test_headless_catalogue_of_another_shape_gets_a_sentence(raw, name, text, sentence):

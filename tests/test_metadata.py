@@ -1,6 +1,7 @@
 import asyncio
 import copy
 import gzip
+import io
 import json
 import math
 import tracemalloc
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 
 from helpers import tmdb
-from helpers.datasets import read_links
+from helpers.datasets import items_from_frame, read_links
 from helpers.files import DataError
 from helpers.metadata import (
     SCHEMA,
@@ -209,7 +210,7 @@ def test_record_of_tmdb_in_the_words_of_the_schema():
     ("budget", 0, {"budget": None, "revenue_d": None}), ("revenue", 0, {"revenue": None, "revenue_d": None}),
     ("budget", "30000000", {}), ("budget", -5, {"budget": None, "revenue_d": None}),
     ("budget", True, {"budget": None, "revenue_d": None}), ("budget", 10 ** 400, {"budget": None, "revenue_d": None}),
-    ("budget", [1], {"budget": None, "revenue_d": None}), ("revenue", 1, {"revenue": 1, "revenue_d": -29999999}),
+    ("budget", [1], {"budget": None, "revenue_d": None}), ("revenue", 1000, {"revenue": 1000, "revenue_d": -29999000}),
     ("runtime", 0, {"runtime": None}), ("runtime", None, {"runtime": None}), ("runtime", "long", {"runtime": None}),
     ("popularity", math.nan, {"popularity": None}), ("popularity", math.inf, {"popularity": None}),
     ("popularity", 0, {"popularity": 0.0}), ("vote_count", 0, {"vote_count": 0, "vote_average": None}),
@@ -224,7 +225,8 @@ def test_record_of_tmdb_in_the_words_of_the_schema():
     ("adult", True, {"adult": True}), ("adult", None, {"adult": None}), ("adult", "yes", {"adult": None}),
     ("belongs_to_collection", None, {"collection": None}), ("belongs_to_collection", {}, {"collection": None}),
     ("belongs_to_collection", "Alien", {"collection": None}), ("genres", None, {"genres": []}),
-    ("genres", "Drama", {"genres": []}), ("genres", [None, 3, {}, {"name": None}, {"name": ""}], {"genres": []}),
+    ("genres", "[{'name': 'Dra", {"genres": []}),
+    ("genres", [None, 3, {}, {"name": None}, {"name": ""}], {"genres": []}),
     ("genres", [{"name": "War"}, {"name": "Drama"}, {"name": "War"}], {"genres": ["War", "Drama"]}),
     ("production_countries", [{"name": "France"}], {"production_countries": []}),
     ("spoken_languages", {"en": 1}, {"spoken_languages": []}), ("title", None, {"title": None})])
@@ -233,6 +235,65 @@ def test_odd_values_become_unknown_and_change_nothing_else(tmp_path, field, valu
     assert facts == {**from_tmdb(TOY_STORY), **expected}
     write_infos(tmp_path / "infos.json", {1: {**copy.deepcopy(SCHEMA), **facts}})
     assert "NaN" not in (tmp_path / "infos.json").read_text(encoding="utf-8")
+
+
+TABLES = {  # how tables of TMDB's films write what the API gives as lists
+    "json": {"genres": '[{"id": 9648, "name": "Mystery"}, {"id": 37, "name": "Western"}]',
+             "production_companies": '[{"name": "Sorrel & Daughter", "id": 71}]',
+             "production_countries": '[{"iso_3166_1": "NZ", "name": "New Zealand"}]',
+             "spoken_languages": '[{"iso_639_1": "mi", "name": ""}]',
+             "belongs_to_collection": '{"id": 5, "name": "The Ferry Collection", "poster_path": null}'},
+    "Python": {"genres": "[{'id': 9648, 'name': 'Mystery'}, {'id': 37, 'name': 'Western'}]",
+               "production_companies": "[{'name': 'Sorrel & Daughter', 'id': 71}]",
+               "production_countries": "[{'iso_3166_1': 'NZ', 'name': 'New Zealand'}]",
+               "spoken_languages": "[{'iso_639_1': 'mi', 'name': ''}]",
+               "belongs_to_collection": "{'id': 5, 'name': \"The Ferry Collection\", 'poster_path': None}"},
+    "names": {"genres": "Mystery|Western", "production_companies": "Sorrel & Daughter", "spoken_languages": "English",
+              "belongs_to_collection": math.nan},
+    "commas": {"genres": "Mystery, Western", "production_companies": "Sorrel & Daughter"}}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_lists_of_a_table_are_read_however_it_writes_them(kind):
+    row = {"title": "Night Ferry", "adult": "False", "runtime": 96.0, "tagline": math.nan, **TABLES[kind]}
+    csv = pd.DataFrame([row, {"title": "Another"}]).to_csv(index=False)
+    read, empty = map(from_tmdb, pd.read_csv(io.StringIO(csv)).to_dict("records"))
+    assert (read["genres"], read["production_companies"]) == (["Mystery", "Western"], ["Sorrel & Daughter"])
+    assert (read["adult"], read["runtime"], read["tagline"]) == (False, 96, None)
+    assert (read["production_countries"], read["spoken_languages"], read["collection"]) == (
+        (["NZ"], ["mi"], "The Ferry Collection") if kind in ("json", "Python") else ([], [], None))
+    assert empty == {**from_tmdb({}), "title": "Another"}
+
+
+@pytest.mark.parametrize("text, year, month", [
+    ("2/17/88", 1988, 2), ("17/2/1988", 1988, 2), ("17.02.1988", 1988, 2), ("4/4/71", 1971, 4),
+    ("3/9/1988", 1988, None), ("3/9/88", 1988, None), ("13/14/88", 1988, None),
+    ("1988-03-09", 1988, 3), (" 1988-03", 1988, 3), ("6/30/99", 1999, 6), ("6/30/00", 2000, 6),
+    ("6/30/1850", None, None), ("6/30", None, None), (pd.Timestamp("1988-03-09"), 1988, 3), (pd.NaT, None, None)])
+def test_year_of_a_date_is_known_and_its_month_where_it_cannot_be_the_day(text, year, month):
+    facts = from_tmdb({"release_date": text})
+    assert (facts["release_year"], facts["release_month"]) == (year, month)
+
+
+def test_year_of_two_digits_is_never_in_the_future():
+    now = pd.Timestamp.now().year
+    assert [from_tmdb({"release_date": f"1/20/{year % 100:02}"})["release_year"] for year in (now - 1, now, now + 1)] \
+        == [now - 1, now, now - 99]
+
+
+def test_money_of_fewer_than_a_thousand_dollars_is_unknown():
+    facts = from_tmdb({"budget": 12, "revenue": "999"})
+    assert facts["budget"] is facts["revenue"] is facts["revenue_d"] is None
+
+
+def test_item_table_of_ones_own_with_gaps_becomes_infos(tmp_path):
+    table = pd.DataFrame({"item_id": [31, 32, 33], "title": ["Salt Road (2004)", math.nan, None],
+                          "genres": ["['War', 'Drama']", math.nan, "Drama|Western"]})
+    infos = catalogue_infos(items_from_frame(table), pd.Series([31]))
+    assert [(info["title"], info["genres"]) for info in infos.values()] == [
+        ("Salt Road", ["War", "Drama"]), ("item 32", []), ("item 33", ["Drama", "Western"])]
+    write_infos(tmp_path / "infos.json", infos)
+    assert read_infos(tmp_path / "infos.json") == infos
 
 
 def test_record_without_any_field_has_every_field_of_the_schema_unknown():

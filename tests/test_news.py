@@ -299,6 +299,13 @@ def test_a_score_that_is_no_number_never_helps():
         assert worst["AUC"] == 0 and worst["MRR"] == 1 / 3 < perfect["MRR"]
 
 
+def test_no_impressions_give_an_empty_table():
+    nothing = np.array([])
+    table = impression_metrics(nothing.astype(int), nothing.astype(bool), nothing)
+    assert table.shape == (0, 4) and list(table) == ["AUC", "MRR", "nDCG@5", "nDCG@10"]
+    assert table.index.name == "impression"
+
+
 # --- the lesson's own step
 
 def test_a_skip_is_a_transition_of_its_own_that_leaves_the_reader_where_she_is(read):

@@ -39,6 +39,17 @@ def test_what_has_no_priority_is_not_drawn_and_epsilon_keeps_all_alive():
     assert (alive.probability() > 0).all()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_error_that_is_no_number_is_refused_and_changes_nothing(bad):
+    replay = Prioritised(6)
+    replay.update(torch.arange(6), torch.arange(6.0))
+    before = replay.tree.copy()
+    with pytest.raises(ValueError, match="1 of 3 errors are not finite numbers: lower the learning rate"):
+        replay.update(torch.tensor([5, 0, 2]), torch.tensor([[0.5], [bad], [2.0]]))
+    np.testing.assert_array_equal(replay.tree, before)
+    assert len(set(replay.sample(64)[0].tolist())) > 1
+
+
 def test_weights_by_hand():
     replay = Prioritised(2, alpha=1.0, beta=1.0, epsilon=0.0)
     replay.update(torch.arange(2), torch.tensor([1.0, 3.0]))

@@ -129,10 +129,10 @@ def test_the_kernel_is_of_this_python_whatever_jupyter_path_names(small_series, 
     assert small_series(second=f"import sys; assert sys.executable == {sys.executable!r}")[0] == 0
 
 
-def test_quick_shortens_the_parameters_alone():
+def test_quick_shortens_the_parameters_alone_and_leaves_out_toys():
     cells = [nbformat.v4.new_code_cell("SEEDS = (0, 1, 2)  # one training each\nK = 5"),
-             nbformat.v4.new_code_cell("SEEDS = (1, 2)")]
-    cells[0].metadata["tags"] = ["parameters"]
+             nbformat.v4.new_code_cell("SEEDS = (1, 2)"), nbformat.v4.new_code_cell("toy = 1")]
+    cells[0].metadata["tags"], cells[2].metadata["tags"] = ["parameters"], ["toy"]
     book = series.shortened(nbformat.v4.new_notebook(cells=cells))
     assert [cell.source for cell in book.cells] == ["SEEDS = (0,)  # one training each\nK = 5", "SEEDS = (1, 2)"]
 

@@ -54,3 +54,10 @@ def test_a_missing_item_matrix_names_its_lesson(home, tmp_path):
     (tmp_path / "data" / home.name / "embeddings.npz").unlink()
     with pytest.raises(FileNotFoundError, match=r"run notes/03_pca\.ipynb first"):
         task.load_task(str(home), frame_size=5)
+
+
+def test_a_small_data_set_is_passed_over_a_few_times(home):
+    t = task.load_task(str(home), frame_size=5)
+    batch = len(t.frames) // 2 + 1  # two steps a pass
+    assert t.n_steps(800, batch, passes=6, least=5) == 12
+    assert t.n_steps(800, batch, passes=6) == 60 and t.n_steps(8, batch, passes=6) == 8

@@ -2,10 +2,12 @@ import json
 import shutil
 import urllib.error
 import urllib.request
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from huggingface_hub import constants as hub
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
@@ -17,11 +19,15 @@ from transformers import (
     BertTokenizerFast,
     GPT2Config,
     GPT2LMHeadModel,
+    MPNetConfig,
     PreTrainedTokenizerFast,
+    RobertaConfig,
     T5Config,
     T5Model,
+    XLNetConfig,
 )
 
+import helpers.text
 from helpers.files import DataError, read_vectors
 from helpers.metadata import SCHEMA
 from helpers.text import encode, item_text, load_encoder
@@ -234,6 +240,28 @@ def test_long_text_is_cut_at_the_positions_the_model_has(kind, n_positions, requ
     assert lengths == [n_positions]
 
 
+SMALL = dict(vocab_size=60, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+             max_position_embeddings=20)
+
+
+@pytest.mark.parametrize("config, n_read", [
+    (RobertaConfig(**SMALL), 18), (MPNetConfig(**SMALL), 18),  # the places 0 and 1 are not for tokens
+    (BertConfig(**SMALL), 20),
+    (GPT2Config(vocab_size=60, n_positions=20, n_embd=8, n_layer=1, n_head=2), 20),
+    (XLNetConfig(vocab_size=60, d_model=8, n_layer=1, n_head=2, d_inner=8), 24)  # has no limit, and says −1
+], ids=lambda value: type(value).__name__)
+def test_no_more_tokens_are_read_than_any_model_has_positions_for(folder, config, n_read):
+    tokenizer, model = BertTokenizerFast.from_pretrained(folder), AutoModel.from_config(config).eval()
+    lengths = []
+
+    def pool(hidden, mask):
+        lengths.append(mask.shape[1])
+        return masked_mean(hidden, mask)
+
+    encode({1: "toy story " * 50}, tokenizer, model, pool, max_length=24)
+    assert lengths == [n_read]
+
+
 def test_no_texts_give_no_vectors(encoder, tmp_path):
     assert encode({}, *encoder, masked_mean) == {}
     assert encode({}, *encoder, masked_mean, path=tmp_path / "texts_bert.p") == {}
@@ -299,6 +327,16 @@ def test_a_journal_cut_at_any_byte_or_damaged_costs_time_alone(encoder, tmp_path
         vectors = encode(TEXTS, *encoder, masked_mean, path=path)
         for item_id, vector in whole.items():
             np.testing.assert_allclose(vectors[item_id], vector, rtol=0, atol=1e-5)
+
+
+def test_vectors_that_another_process_writes_are_left_alone(encoder, tmp_path, monkeypatch):
+    path = tmp_path / "texts_bert.p"
+    journal = begin(encoder, path)
+    before = journal.read_bytes()
+    monkeypatch.setattr(helpers.text, "writing", partial(helpers.text.writing, wait=0.1))
+    with FileLock(tmp_path / ".texts_bert.p.lock"), pytest.raises(DataError, match=r"texts_bert\.p is being written"):
+        encode({1: "another film"}, *encoder, masked_mean, path=path)
+    assert journal.read_bytes() == before and not path.exists()
 
 
 @pytest.mark.parametrize("changed", ["text", "ids", "pool", "max_length", "model"])

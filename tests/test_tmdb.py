@@ -11,8 +11,10 @@ import threading
 import time
 import traceback
 from collections import Counter
+from functools import partial
 
 import pytest
+from filelock import FileLock
 
 from helpers import tmdb
 from helpers.files import PROJECT, DataError
@@ -21,6 +23,9 @@ from tests.benchmarks.metadata import film_of, record_of, serve
 KEY_V3 = "0123456789abcdefKEYTHATNOBODYMAYSEE"
 KEY_V4 = "eyJhbGciOiJIUzI1NiJ9.eyJhdWQiOiJLRVlUSEFUTk9CT0RZTUFZU0VFIn0.KEYTHATNOBODYMAYSEE-4"
 FAST = dict(rate=1000, workers=8, timeout=5, backoff=0.01)
+
+
+UNKNOWN = 404, {}, b'{"success": false, "status_code": 34, "status_message": "It could not be found."}', 0
 
 
 def found(film):
@@ -152,11 +157,52 @@ def test_stalled_requests_do_not_hold_up_the_others(server, tmp_path):
 
 
 def test_unknown_film_is_an_answer(server, tmp_path):
-    base, log = server(lambda film, nth: (404, {}, b"<html>", 0) if film == 2 else found(film))
+    base, log = server(lambda film, nth: UNKNOWN if film == 2 else found(film))
     for _ in range(2):
         answers, failed = fetch([1, 2], tmp_path / "t", base)
         assert answers == {1: record_of(1), 2: None} and failed == {}
     assert len(log) == 2
+
+
+@pytest.mark.parametrize("answer", [
+    (404, b"<html>no such route</html>"), (404, b""), (404, b"{}"), (404, b"[34]"), (404, b'{"status_code": 404}'),
+    (404, b'{"error": "film 34"}'), (200, b"<html>sign in</html>"), (200, b""), (200, b'[{"id": 1, "title": "One"}]'),
+    (200, b'{"title": "Welcome"}'), (200, b'{"id": "request 7", "error": "busy"}'), (302, b"{}"), (307, b"<html>")],
+    ids=lambda answer: f"{answer[0]} {answer[1][:20]}")
+def test_what_a_gateway_says_in_place_of_tmdb_is_no_answer(server, tmp_path, answer):
+    base, log = server(lambda film, nth: (answer[0], {"Location": "/sign-in"}, answer[1], 0))
+    answers, failed = fetch([1], tmp_path / "t", base, tries=2)
+    assert answers == {} and failed[1].startswith(f"HTTP {answer[0]}")
+    assert (tmp_path / "t").read_bytes() == b"" and len(log) == (1 if 300 <= answer[0] < 400 else 2)
+
+
+@pytest.mark.parametrize("body, ends", [(b'{"status_code": 7}', r"\(HTTP 403\)\."), (b"<html>", "or a gateway on")])
+def test_who_refuses_the_key_is_said(server, tmp_path, body, ends):
+    base, _ = server(lambda film, nth: (403, {}, body, 0))
+    with pytest.raises(DataError, match=f"refuses the key in TMDB_API_KEY.*{ends}"):
+        fetch([1], tmp_path / "t", base)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("HTTPS_PROXY", "socks5://127.0.0.1:1"), ("https_proxy", "gopher://127.0.0.1"), ("ALL_PROXY", "http://proxy:door"),
+    ("SSL_CERT_FILE", "missing.pem"), ("SSL_CERT_FILE", __file__)])
+def test_a_proxy_or_certificates_that_cannot_be_used_are_named(tmp_path, monkeypatch, name, value):
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(DataError, match=rf"TMDB cannot be asked, for .*{name}.* cannot be used \(.+\): correct or un"):
+        fetch([1], tmp_path / "t", "http://127.0.0.1:9")
+
+
+def test_a_journal_that_another_process_writes_is_left_alone(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(tmdb, "writing", partial(tmdb.writing, wait=0.1))
+    (tmp_path / "t").write_bytes(half := b'{"id": 1, "record": {"tit')  # the other one is in the middle of it
+    base, log = server()
+    with FileLock(tmp_path / ".t.lock"):
+        for read in (lambda: fetch([1, 2], tmp_path / "t", base), lambda: tmdb.read_journal(tmp_path / "t")):
+            with pytest.raises(DataError, match="t is being written by"):
+                read()
+    assert (tmp_path / "t").read_bytes() == half and not log
+    assert list(fetch([1, 2], tmp_path / "t", base)[0]) == [1, 2]
 
 
 def test_film_that_failed_for_good_is_reported_and_tried_at_the_next_start(server, tmp_path):
@@ -293,7 +339,7 @@ def test_key_is_nowhere_however_all_fails(server, tmp_path, monkeypatch, caplog,
     for name in ("httpx", "httpcore.http11", "httpcore.connection", "asyncio"):
         caplog.set_level(logging.DEBUG, name)
     echo = {"Location": f"http://127.0.0.1/?api_key={key}", "X-Echo": f"Bearer {key}"}
-    ways = [found(1), (200, {}, json.dumps({"title": key, key: key, "tagline": key}).encode(), 0),
+    ways = [found(1), (200, {}, json.dumps({"id": 1, "title": key, key: key, "tagline": key}).encode(), 0),
             (404, echo, key.encode(), 0), (301, echo, b"", 0), (500, echo, key.encode(), 0), (0, {}, b"", 0),
             (200, echo, b'{"' + key.encode(), 0), (200, {"Content-Encoding": "gzip"}, key.encode(), 0),
             (200, {"Bad Header " + key: "x"}, b"", 0), (200, {"Content-Length": key}, b"", 0),

@@ -176,6 +176,51 @@ def test_a_full_disk_stops_with_a_sentence_and_keeps_the_last_copy(frames, weigh
     assert torch.load(tmp_path / "c.pt", weights_only=True)["step"] == 2
 
 
+def test_an_update_that_refuses_its_numbers_stops_with_its_sentence_and_goes_back(frames, weight):
+    replay, count = Prioritised(len(frames)), counting_update(weight)
+
+    def update(index):
+        scalars = count(index)
+        replay.update(index, torch.full((len(index),), float("nan") if weight.weight > 4 else 1.0))
+        return scalars
+    with pytest.raises(training.TrainingError, match=r"step 5: 4 of 4 errors are not finite .*; all parts are back at "
+                                                     r"step 4\.$"):
+        fit(frames, weight, update, safe_every=2)
+    assert weight.weight.item() == 4
+
+
+def test_no_steps_give_an_empty_table_and_an_empty_log(frames, weight, tmp_path):
+    log = training.Log(tmp_path / "run")
+    table = fit(frames, weight, max_steps=0, log=log)
+    log.close()
+    scalars, actions = training.read_log(tmp_path / "run")
+    assert (len(table), table.index.name, len(scalars), scalars.index.name, actions) == (0, "step", 0, "step", {})
+
+
+@pytest.mark.parametrize("max_steps, looked", [(1, [1]), (3, [3]), (9, [4, 8, 9]), (12, [4, 8, 12])])
+def test_a_watcher_looks_at_the_last_step_too(frames, tmp_path, max_steps, looked):
+    torch.manual_seed(0)
+    actor, critic = Actor(frame_size=2, embed_size=3, hidden_size=8), lambda state, action: action.sum(1, keepdim=True)
+    log = training.Log(tmp_path)
+    watch = training.watcher(log, {"actor": actor}, critic, frames.gather(torch.arange(1)), frames.items,
+                             lambda policy: 0.25, look_every=4, keep_at=(1, 10, max_steps))  # of one transition
+    table = fit(frames, actor, lambda index: {}, max_steps=max_steps, watch=watch, log=log)
+    log.close()
+    assert table["valid/NDCG@10"].dropna().index.tolist() == looked
+    assert training.read_log(tmp_path)[0]["valid/NDCG@10"].dropna().index.tolist() == looked
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shape", [(1, 4), (5, 1), (1, 1)])
+def test_actions_of_one_state_or_of_one_dimension_are_kept(tmp_path, shape, monkeypatch):
+    log, images = training.Log(tmp_path), []
+    monkeypatch.setattr(log.writer, "add_image", lambda name, grey, *_, **__: images.append(grey))
+    log.actions(3, actor=torch.randn(shape))
+    log.close()
+    assert images[0].shape == (shape[1], shape[1]) and images[0].isfinite().all()
+    assert training.read_log(tmp_path)[1]["actor"][3].shape == shape
+
+
 def test_half_precision_multiplies_only_and_follows_the_weights():
     net = torch.nn.Linear(64, 64)
     x = torch.randn(8, 64)

@@ -1,0 +1,43 @@
+"""All lessons, short, on tables as people have them, and then a slate in the browser. `make test` runs it by itself."""
+
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from helpers import files, series
+from tests import tables
+
+pytestmark = pytest.mark.skipif(not os.environ.get("RECNN_TABLES"), reason="minutes: make check-tables")
+
+
+@pytest.fixture(scope="module", params=tables.TABLES)
+def shipped(request, tmp_path_factory):
+    """Return (what the run said, its home, the folder to ship) of one table."""
+    root = tmp_path_factory.mktemp("any")
+    folder = root / request.param
+    folder.mkdir()
+    tables.TABLES[request.param](folder)
+    run = subprocess.run([sys.executable, "-m", "helpers.series", "--quick", "--dataset", str(folder)],
+                         env={**os.environ, "RECNN_ROOT": str(root)}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return run.stdout, files.data_dir(str(folder), root), files.build_dir(str(folder), root)
+
+
+def test_every_lesson_runs_and_the_run_ends_with_its_table(shipped):
+    said, home, _ = shipped
+    assert [line.split()[0] for line in said.splitlines() if line[:2].isdecimal()] == list(series.LESSONS)
+    assert "make serve" in said and "QUICK" in said
+    for name in series.LESSONS:
+        outputs = [output for cell in nbformat.read(home / "notes" / f"{name}.ipynb", as_version=4).cells
+                   if cell.cell_type == "code" for output in cell.outputs]
+        assert not [output for output in outputs if output.output_type == "error"]
+
+
+def test_what_is_assumed_of_a_table_is_said_first(shipped):
+    said, home, _ = shipped
+    first = said.partition("\nnotebook")[0]
+    assert ("every row is a click" in first) == (home.name == "clicks")
+    assert ("order of time" in first and "items' ids are words" in first) == (home.name == "shop")
