@@ -27,7 +27,7 @@ from torch import distributed
 
 from helpers import training
 from helpers.files import PROJECT, DataError
-from helpers.frames import Frames, write_static
+from helpers.frames import Frames
 
 COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
 MANIFEST = "shards.json"
@@ -232,35 +232,6 @@ def shared_frames(ratings: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarra
             warnings.simplefilter("ignore", UserWarning)  # the store's memory is read-only, and nobody writes to it
             frames.items = torch.from_numpy(matrix)
     return frames
-
-
-def write_static_shards(folder: str | Path, into: Path, item_ids: np.ndarray, matrix: Any, frame_size: int,
-                        source: str) -> pd.DataFrame:
-    """Write a static file of transitions for every shard, as many at once as the cluster has cores.
-
-    Args:
-        folder: what `shard_ratings` filled.
-        into: a folder that all nodes see; `write_static`'s files go there as `transitions-00000.hdf5` and so on.
-        matrix: what `share` returned.
-
-    Returns:
-        One row a shard with a transition: `path`, `transitions`.
-    """
-    engine = ray()
-    n = len(manifest(folder))
-
-    @engine.remote(num_cpus=1)
-    def write(k: int, matrix: np.ndarray) -> dict[str, Any]:
-        ratings = read_shards(folder, k, n)
-        if ratings["user_id"].value_counts().max() <= frame_size:
-            return {"path": "", "transitions": 0}
-        frames = shared_frames(ratings, item_ids, matrix, frame_size)
-        file = Path(into) / f"transitions-{k:05d}.hdf5"
-        write_static(file, frames, source=f"{source}, shard {k} of {n}")
-        return {"path": str(file), "transitions": len(frames)}
-
-    made = pd.DataFrame(engine.get([write.remote(k, matrix) for k in range(n)]))
-    return made[made["transitions"] > 0].reset_index(drop=True)
 
 
 def average_gradients(agent: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from pandas.api.types import infer_dtype, is_bool_dtype
 from tqdm.auto import tqdm
 
 from helpers.files import DOWNLOADS, ROOT, DataError, data_dir, replacing, shown
@@ -311,8 +312,8 @@ def read_ratings(folder: str | Path) -> pd.DataFrame:
 
     Returns:
         `user_id, item_id` int64 (see `own_ids`), `rating` float32 in [0.5, 5], `timestamp` int64 (seconds since 1970),
-        sorted by (user_id, timestamp); ratings of one second keep the order of the file. `summary` says what is odd:
-        a user may have rated an item more than once. `attrs["assumed"]` lists in sentences what was taken for granted.
+        sorted by (user_id, timestamp); ratings of one second keep the order of the file. A user may have rated an item
+        twice. `attrs["assumed"]` lists in sentences what was taken for granted.
 
     Raises:
         DataError: no such file, a missing column, an impossible value, or an empty table.
@@ -342,18 +343,14 @@ def _read_log(folder: Path) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
     table = _read_numbers(path, separator, names)
     if table is None:
         table = read_table(path, separator, names, engine="pyarrow")
-    has = list(table.columns)
-    ratings, users, items = from_frame(table, rating="rating" if "rating" in has else None,
-                                       items=_names_of_catalogue(folder),
-                                       timestamp="timestamp" if "timestamp" in has else None, source=path.name,
-                                       first_line=1 if names else 2)
-    assumed = [sentence for sentence, true in (
-        (f"{path.name} has no column rating, only {', '.join(has)}: every row is a click, of 5 stars",
-         "rating" not in has),
-        (f"{path.name} has no column timestamp: its rows stand in the order of time", "timestamp" not in has),
-        *((f"the {whose} ids are words: they are numbered from 1 in alphabetical order", own.dtype != np.int64)
-          for whose, own in (("users'", users), ("items'", items)))) if true]
-    ratings.attrs["assumed"] = assumed
+    rating, timestamp = (name if name in table else None for name in ("rating", "timestamp"))
+    ratings, users, items = from_frame(table, rating=rating, timestamp=timestamp, items=_names_of_catalogue(folder),
+                                       source=path.name, first_line=1 if names else 2)
+    ratings.attrs["assumed"] = [sentence for sentence, true in (
+        (f"{path.name} has no column rating, only {', '.join(table)}: every row is a click, of 5 stars", not rating),
+        (f"{path.name} has no column timestamp: its rows stand in the order of time", not timestamp),
+        ("the users' ids are words: they are numbered from 1 in alphabetical order", users.dtype != np.int64),
+        ("the items' ids are words: they are numbered from 1 in alphabetical order", items.dtype != np.int64)) if true]
     return ratings, users, items
 
 
@@ -406,12 +403,12 @@ def from_frame(table: Any, user: str = "user_id", item: str = "item_id", rating:
         raise DataError(f"{source} is empty: it has the columns but no row")
     user_ids, user_names = _numbered(table[user], "user_id", source, first_line, users)
     item_ids, item_names = _numbered(table[item], "item_id", source, first_line, items)
-    values = np.full(len(table), stars) if rating is None else _plain(table[rating])
-    good = _stars(values)
-    _refuse(~good, table[rating] if rating else pd.Series(values, name="stars"), source, first_line,
-            "is not one of 0.5, 1, 1.5, …, 5: rescale the column, drop such rows, or leave it out (rating=None) if a "
-            "row says only that it happened")
-    if rating is not None and len(values) > 1 and (values.astype(np.float64) == 1).all():
+    given = pd.Series(stars, table.index, name="stars") if rating is None else table[rating]
+    values = pd.to_numeric(pd.Series(_plain(given)), errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    good = (values >= 0.5) & (values <= 5) & (2 * values == np.floor(2 * values)) & (not is_bool_dtype(given))
+    _refuse(~good, given, source, first_line, "is not one of 0.5, 1, 1.5, …, 5: rescale the column, drop such rows, or "
+            "leave it out (rating=None) if a row says only that it happened")
+    if rating is not None and len(values) > 1 and (values == 1).all():
         raise DataError(f"{source}: {rating} is 1 in every row. If that says only that it happened, it is no star: "
                         f"leave the column out (rating=None), or every row is a dislike")
     times = np.arange(len(table)) if timestamp is None else _times(table[timestamp], source, first_line)
@@ -464,7 +461,7 @@ def _plain(values: pd.Series) -> np.ndarray:
     if isinstance(values.dtype, pd.DatetimeTZDtype):
         values = values.dt.tz_convert(None)
     array = values.to_numpy()
-    kind = pd.api.types.infer_dtype(array, skipna=True) if array.dtype == object else ""
+    kind = infer_dtype(array, skipna=True) if array.dtype == object else ""
     if kind in ("integer", "floating", "mixed-integer-float", "decimal"):
         return pd.Series(array).infer_objects().to_numpy() if kind == "integer" else array.astype(np.float64)
     if kind in ("datetime", "datetime64", "date"):
@@ -479,16 +476,7 @@ def _refuse(bad: np.ndarray, values: pd.Series, source: str, first_line: int | N
         counted = "rows, counted from 0" if first_line is None else "lines"
         value = values.iloc[rows[0]]
         value = f"{value:.7g}" if isinstance(value, float | np.floating) else value
-        raise DataError(f"{source}, {where}: {values.name} '{value}' {why} "
-                        f"({len(rows):,} such {counted})")
-
-
-def _stars(values: np.ndarray) -> np.ndarray:
-    """Tell which values are stars: half stars from 0.5 to 5."""
-    if values.dtype.kind == "b":
-        return np.zeros(len(values), bool)
-    numbers = pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(np.float64, na_value=np.nan)
-    return (numbers >= 0.5) & (numbers <= 5) & (2 * numbers == np.floor(2 * numbers))
+        raise DataError(f"{source}, {where}: {values.name} '{value}' {why} ({len(rows):,} such {counted})")
 
 
 def _numbered(values: pd.Series, column: str, source: str, first_line: int | None = None,
@@ -556,42 +544,6 @@ def _times(values: pd.Series, source: str, first_line: int | None) -> np.ndarray
             raise DataError(f"{source}: {values.name}, from {times.min():.0f} to {times.max():.0f}, holds dates and no "
                             f"seconds: pd.to_datetime(table[{values.name!r}].astype(str), format='{kind}')")
     return times
-
-
-def summary(ratings: pd.DataFrame, items: pd.DataFrame | None = None,
-            links: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Count what a data set holds, and what a reader of it should know.
-
-    Args:
-        ratings, items, links: as `read_ratings`, `read_items` and `read_links` return them; without
-            `items` or `links` what is said about them is left out.
-
-    Returns:
-        One row a fact; columns `count` and `which`: a list of item_id, for tmdbIds used by several items
-        {tmdbId: list of item_id}, and "" where there is nothing to name. "The one before" is the same user's. It takes
-        seconds for 20 million ratings.
-    """
-    same_user = ratings["user_id"].to_numpy()[1:] == ratings["user_id"].to_numpy()[:-1]
-    same_second = np.diff(ratings["timestamp"].to_numpy()) == 0
-    rated = np.sort(ratings["item_id"].unique())
-    facts = [("ratings", len(ratings), ""),
-             ("users", ratings["user_id"].nunique(), ""),
-             ("items rated", len(rated), ""),
-             ("duplicate (user, item) ratings", int(ratings.duplicated(["user_id", "item_id"]).sum()), ""),
-             ("ratings in the same second as the one before", int((same_user & same_second).sum()), "")]
-    known = {}
-    if items is not None:
-        known["items never rated"] = np.setdiff1d(items["item_id"], rated).tolist()
-        known["items rated but not in the catalogue"] = np.setdiff1d(rated, items["item_id"]).tolist()
-    if links is not None:
-        tmdb = links.assign(tmdbId=links["tmdbId"].fillna("") if "tmdbId" in links else "")
-        tmdb = tmdb[tmdb["tmdbId"] != ""].drop_duplicates(["item_id", "tmdbId"])
-        catalogue = links["item_id"] if items is None else items["item_id"]
-        known["items without a tmdbId"] = np.setdiff1d(catalogue, tmdb["item_id"]).tolist()
-        shared = tmdb[tmdb["tmdbId"].duplicated(keep=False)]
-        known["tmdbIds used by several items"] = shared.groupby("tmdbId")["item_id"].agg(list).to_dict()
-    facts += [(fact, len(which), which or "") for fact, which in known.items()]
-    return pd.DataFrame(facts, columns=["fact", "count", "which"]).set_index("fact")
 
 
 # "(1995)", a range "(2001–2003)" or "(2007- )", and the mark of a video, "(1995) (V)"
@@ -751,7 +703,7 @@ def read_links(folder: str | Path) -> pd.DataFrame:
 
     Returns:
         `item_id` int64 and whichever of `imdbId, tmdbId, entity_id` the file has, as str: "" where an item
-        has none, and one id may stand for several items (`summary` tells which). An empty frame where
+        has none, and one id may stand for several items. An empty frame where
         the data set has no links.
 
     Raises:

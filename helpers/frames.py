@@ -55,8 +55,6 @@ class Frames(torch.utils.data.Dataset):
 
     A user's log of n ratings gives max(n − frame_size, 0) transitions, in the order of time. Kept in memory:
     10 bytes a rating, 4 a transition, and the item matrix. To split by user, give the ratings of some users.
-    To split by time, train on the ratings before a moment and test with all ratings and `since` that moment:
-    a test state then reaches back into the past, and no training transition into the future.
 
     Args:
         ratings: `user_id, item_id, rating, timestamp` in any row order.
@@ -64,17 +62,15 @@ class Frames(torch.utils.data.Dataset):
         item_matrix: (n_items, embed_size) float32.
         frame_size: items in a state.
         device: where the item matrix, and so every batch, lives.
-        since: seconds since 1970; only the transitions whose action was rated at that time or later.
         times: end every state with F gaps, days since the user's rating before it (0 for the first of a log).
 
     Raises:
-        DataError: ids and rows that do not pair, a rated item without a row, nobody with more than
-            frame_size ratings, or no action since then.
+        DataError: ids and rows that do not pair, a rated item without a row, or nobody with more
+            than frame_size ratings.
     """
 
     def __init__(self, ratings: pd.DataFrame, item_ids: np.ndarray, item_matrix: np.ndarray | Tensor,
-                 frame_size: int = 10, device: str | torch.device = "cpu", since: int | None = None,
-                 times: bool = False):
+                 frame_size: int = 10, device: str | torch.device = "cpu", times: bool = False):
         if len(item_ids) != len(item_matrix) or len(np.unique(item_ids)) != len(item_ids):
             raise DataError(f"{len(item_ids)} item ids ({len(np.unique(item_ids))} distinct) for an item matrix of "
                             f"{len(item_matrix)} rows: each row wants one id of its own")
@@ -93,16 +89,7 @@ class Frames(torch.utils.data.Dataset):
         is_start = np.repeat(long, lengths)
         for place in range(1, frame_size + 1):  # the last frame_size ratings of a log start no window
             is_start[ends[long] - place] = False
-        if since is not None:
-            is_start[:-frame_size] &= when[frame_size:] >= since
-            if not is_start.any():
-                raise DataError(f"no user's action number {frame_size + 1} or later was rated at {since} or after it")
-        start = np.empty(np.count_nonzero(is_start), np.int32 if len(users) <= np.iinfo(np.int32).max else np.int64)
-        n = 0
-        for part in _parts(len(users)):
-            found = part.start + np.flatnonzero(is_start[part])
-            start[n:n + len(found)] = found
-            n += len(found)
+        start = np.flatnonzero(is_start).astype(np.int32 if len(users) <= np.iinfo(np.int32).max else np.int64)
         self.frame_size, self.embed_size = frame_size, int(item_matrix.shape[1])
         self.user_ids, self.log_start, self.log_length = users[starts], starts, lengths
         self.n_short_users = int((~long).sum())
@@ -355,11 +342,6 @@ def _fill_in_parallel(first, stop, index, start, item_idx, rating, items, frame_
         low = first + block * BLOCK
         _fill_rows(low, min(low + BLOCK, stop), index, start, item_idx, rating, items, frame_size,
                    state, action, reward, next_state, done)
-
-
-def _parts(n: int) -> list[slice]:
-    """Cut n rows into slices that fit a cache: new memory for all of them at once costs more than the work."""
-    return [slice(first, min(first + (1 << 16), n)) for first in range(0, n, 1 << 16)]
 
 
 def _shuffled(n: int, seed: int) -> Iterator[Tensor]:

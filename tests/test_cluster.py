@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ import torch
 
 from helpers import cluster
 from helpers.files import DataError
-from helpers.frames import Frames, read_static
+from helpers.frames import Frames
 from helpers.lessons import load_lesson
 
 F, ITEMS = 3, np.arange(12)
@@ -150,17 +149,6 @@ def test_the_shards_hold_all_transitions_and_no_user_twice(home):
     assert not set(parts[0]["user_id"]) & set(parts[1]["user_id"])
     both = np.concatenate([rows_of(cluster.shared_frames(part, ITEMS, MATRIX, F)) for part in parts])
     assert np.array_equal(both[np.lexsort(both.T)], rows_of(Frames(twenty_logs(), ITEMS, MATRIX, F)))
-
-
-def test_static_shards_written_side_by_side_hold_all_transitions(home, tmp_path):
-    made = cluster.write_static_shards(home / "shards", tmp_path / "static", ITEMS, cluster.share(MATRIX), F, "logs")
-    assert made["transitions"].sum() == 240
-    batches = [batch for path in made["path"] for batch in read_static(Path(path), 64, F, MATRIX)]
-    rows = np.concatenate([np.concatenate(list(batch), axis=1) for batch in batches])
-    whole = rows_of(Frames(twenty_logs(), ITEMS, torch.from_numpy(MATRIX).half().float(), F))
-    assert np.array_equal(rows[np.lexsort(rows.T)], whole)
-    with pytest.raises(DataError, match="another item matrix"):
-        next(read_static(Path(made["path"][0]), 64, F, MATRIX + 1))
 
 
 def test_two_workers_take_the_steps_of_one_with_both_their_batches(home, whole):

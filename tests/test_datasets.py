@@ -21,10 +21,10 @@ from helpers.datasets import (
     read_items,
     read_links,
     read_ratings,
-    summary,
     unpack,
 )
 from helpers.files import DataError
+from helpers.lessons import load_lesson
 
 CSV = "userId,movieId,rating,timestamp\n"
 INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
@@ -828,7 +828,7 @@ def test_summary_counts_what_a_reader_should_know(raw):
     folder = raw({"ratings.csv": CSV + "1,10,3,5\n1,20,4,5\n1,10,5,9\n1,10,1,9\n2,10,2,9\n2,77,2,8\n3,20,2,9\n",
                   "movies.csv": MOVIES + "".join(f"{i},A,B\n" for i in (20, 10, 50, 40, 30)),
                   "links.csv": "movieId,imdbId,tmdbId\n10,01,8\n20,02,\n30,03,8\n40,04,9\n40,05,9\n"})
-    table = summary(read_ratings(folder), read_items(folder), read_links(folder))
+    table = load_lesson("01_data_parsing").what_is_odd(read_ratings(folder), read_items(folder), read_links(folder))
     assert {fact: (row["count"], row["which"]) for fact, row in table.iterrows()} == {
         "ratings": (7, ""),
         "users": (3, ""),
@@ -842,16 +842,10 @@ def test_summary_counts_what_a_reader_should_know(raw):
     }
 
 
-def test_summary_of_a_table_alone_leaves_the_catalogue_out(raw):
-    table = summary(read_ratings(raw({"ratings.csv": CSV + "1,2,3,4\n"})))
-    assert table["count"].to_dict() == {"ratings": 1, "users": 1, "items rated": 1, "duplicate (user, item) ratings": 0,
-                                        "ratings in the same second as the one before": 0}
-
-
 @pytest.mark.parametrize("files", [{}, {"ml.link": "item_id:token\tentity_id:token\n20\tm.1\n"}])
 def test_without_tmdb_links_no_item_has_a_tmdb_id(raw, files):
     folder = raw({"u.data": "1\t20\t3\t4\n", "movies.csv": MOVIES + "20,A,B\n10,A,B\n", **files})
-    table = summary(read_ratings(folder), read_items(folder), read_links(folder))
+    table = load_lesson("01_data_parsing").what_is_odd(read_ratings(folder), read_items(folder), read_links(folder))
     assert table.loc["items without a tmdbId", "which"] == [10, 20]
     assert table.loc["tmdbIds used by several items", "count"] == 0
 

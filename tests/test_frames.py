@@ -202,16 +202,6 @@ def test_index_outside_of_the_transitions_is_refused(frames, index):
         frames.gather(torch.tensor(index))
 
 
-def test_since_keeps_the_actions_of_that_time_with_their_past(ratings, item_ids, item_matrix, frames):
-    later = Frames(ratings, item_ids, item_matrix, 2, since=300)
-    kept = torch.tensor([1, 2, 3, 6])  # user 1 rates at 0 … 500, user 2 up to 200, user 7 up to 300
-    assert_same(whole(later), frames.gather(kept))
-    before = Frames(ratings[ratings["timestamp"] < 300], item_ids, item_matrix, 2)
-    assert len(before) + len(later) == len(frames)
-    with pytest.raises(DataError, match=r"at 501 or after"):
-        Frames(ratings, item_ids, item_matrix, 2, since=501)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_plain_data_loader_fetches_whole_batches(frames, workers, monkeypatch):
     monkeypatch.setattr(Frames, "__getitem__", lambda self, index: pytest.fail("one by one"))
