@@ -6,6 +6,7 @@ n items, E numbers a vector, F places in a state, B requests answered together.
 import hashlib
 import io
 import json
+import math
 import re
 import unicodedata
 from bisect import bisect_left
@@ -20,6 +21,7 @@ FORMAT = 2       # of the model folder, as its manifest says
 NEEDED = ("actor.onnx", "critic.onnx", "items.npz", "items.json")
 THREADS = 1      # for a product: the networks are small, and the other processors are for other requests
 SEARCHED = 1000  # nearest items an approximate index is always asked for; who needs more is served exactly
+SAFE = 2 ** 53   # browsers read greater whole numbers as others
 SPELT = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "æ": "ae", "œ": "oe", "'": None, "’": None})
 
 
@@ -41,6 +43,11 @@ class Ask(NamedTuple):
     beta: float          # how loud the critic is; 0 leaves the slate to the actor
 
 
+def parsed(content: bytes) -> dict | list:
+    """Return what JSON says; NaN and infinity, which it does not have, as None."""
+    return json.loads(content, parse_constant=lambda name: None)
+
+
 def verified(folder: Path) -> tuple[dict, dict[str, bytes]]:
     """Return (manifest, {file name: content}) of a model folder whose files are those of its manifest.
 
@@ -49,7 +56,7 @@ def verified(folder: Path) -> tuple[dict, dict[str, bytes]]:
     """
     path, whole = folder / "manifest.json", "copy the whole folder again, or run notes/11_ship.ipynb"
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = parsed(path.read_bytes())
         if manifest["format"] != FORMAT:
             raise ModelError(f"{path} is of format {manifest['format']!r}, and this code reads format {FORMAT}: "
                              f"take model and code from one version")
@@ -68,6 +75,16 @@ def verified(folder: Path) -> tuple[dict, dict[str, bytes]]:
     if missing := [name for name in NEEDED if name not in content]:
         raise ModelError(f"{path} lists no {', '.join(missing)}: {whole}")
     return manifest, content
+
+
+def sendable(ids: list[int | str]) -> list[int | str]:
+    """Return ids as a browser reads them back: all whole numbers below 2^53, else all text."""
+    return ids if all(isinstance(one, int) and abs(one) < SAFE for one in ids) else [str(one) for one in ids]
+
+
+def finite(number: float, digits: int) -> float | None:
+    """Return a number rounded; None for NaN and infinity, which JSON does not have."""
+    return round(float(number), digits) if math.isfinite(number) else None
 
 
 def network(content: bytes) -> onnxruntime.InferenceSession:
@@ -109,7 +126,9 @@ class Recommender:
         self.candidates, self.beta = int(manifest["critic"]["candidates"]), float(manifest["critic"]["beta"])
         self.gamma, self.liking = float(manifest["critic"]["gamma"]), float(manifest["memory"]["liking"])
         self.low, self.high, self.step = (float(manifest["rating"][key]) for key in ("low", "high", "step"))
-        self.items: list[dict] = json.loads(content["items.json"])
+        self.items: list[dict] = parsed(content["items.json"])
+        for item, item_id in zip(self.items, sendable([item["id"] for item in self.items]), strict=True):
+            item["id"] = item_id
         with np.load(io.BytesIO(content["items.npz"]), allow_pickle=False) as arrays:
             self.matrix = np.ascontiguousarray(arrays["matrix"], np.float32)  # (n, E)
             self.n_ratings = arrays["ratings"]                                # (n,)
@@ -162,7 +181,8 @@ class Recommender:
         """
         ids = list(ids)
         if unknown := [item_id for item_id in ids if item_id not in self.row_of]:
-            named = ", ".join(json.dumps(item_id)[:40] for item_id in unknown[:5])
+            named = ", ".join(json.dumps(item_id, ensure_ascii=False)[:40] for item_id in unknown[:5])
+            named = named.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair is no UTF-8
             raise UnknownItem(f"{named} {'is' if len(unknown) == 1 else 'are'} not in the catalogue of "
                               f"{len(self.items):,} items: GET /items finds ids by title")
         return np.array([self.row_of[item_id] for item_id in ids], np.int64)
@@ -206,8 +226,9 @@ class Recommender:
     def best(self, proto_action: np.ndarray, asks: list[Ask]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return (rows, log p) for each request: its best items that are not hidden, best first.
 
-        They are k, or as many as the critic re-ranks. log p(i | s) is the log softmax of proto_action · e_i / √E
-        over the catalogue; where an approximate index chose, over the items that it always finds, SEARCHED of them.
+        They are k, or as many as the critic re-ranks, or fewer where the others have no finite score. log p(i | s) is
+        the log softmax of proto_action · e_i / √E over the catalogue; where an approximate index chose, over the items
+        that it always finds, SEARCHED of them.
         """
         wanted = [min(max(ask.k, self.candidates) if ask.beta else ask.k, len(self.items) - len(ask.hidden))
                   for ask in asks]
@@ -219,7 +240,7 @@ class Recommender:
             if len(chosen):
                 found = method(proto_action[chosen], [asks[b] for b in chosen], [wanted[b] for b in chosen])
                 for b, one in zip(chosen, found, strict=True):
-                    answer[b] = one
+                    answer[b], near[b] = one, len(one[0]) == wanted[b]  # too few: asked again, exactly
         return answer
 
     def _nearest(self, proto_action: np.ndarray, asks: list[Ask],
@@ -227,8 +248,9 @@ class Recommender:
         answer = []
         products, found = self.index.search(proto_action, min(SEARCHED, len(self.items)))
         for ask, count, logits, rows in zip(asks, wanted, products / self.embed_size ** 0.5, found, strict=True):
-            log_p = logits - np.logaddexp.reduce(logits[rows >= 0])
-            kept = np.flatnonzero((rows >= 0) & ~np.isin(rows, ask.hidden))[:count]
+            real = (rows >= 0) & np.isfinite(logits)
+            log_p = logits - np.logaddexp.reduce(logits[real])
+            kept = np.flatnonzero(real & ~np.isin(rows, ask.hidden))[:count]
             answer.append((rows[kept], log_p[kept]))
         return answer
 
@@ -236,13 +258,15 @@ class Recommender:
                wanted: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
         answer = []
         logits = proto_action / np.float32(self.embed_size ** 0.5) @ self.matrix.T
-        top = logits.max(axis=1, keepdims=True)
-        total = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1))
+        logits[~np.isfinite(logits)] = -np.inf
+        top = np.maximum(logits.max(axis=1, keepdims=True), np.finfo(np.float32).min)  # where nothing has a score
+        total = top[:, 0] + np.log(np.maximum(np.exp(logits - top).sum(axis=1), 1))    # the sum has exp(0)
         for ask, count, of_all, log_total in zip(asks, wanted, logits, total, strict=True):
             of_all[ask.hidden] = -np.inf
             place = len(of_all) - max(count, 1)
             rows = np.flatnonzero(of_all >= np.partition(of_all, place)[place])
             rows = rows[np.argsort(-of_all[rows], kind="stable")][:count]
+            rows = rows[of_all[rows] > -np.inf]
             answer.append((rows, of_all[rows] - log_total))
         return answer
 
@@ -255,6 +279,7 @@ class Recommender:
         answers = iter(self._by_policy(known) if known else [])
         return [next(answers) if len(ask.rows) else self._by_popularity(ask) for ask in asks]
 
+    @np.errstate(invalid="ignore", over="ignore")  # NaN is left out of what is answered
     def _by_policy(self, asks: list[Ask]) -> list[dict]:
         state = self.states(asks)
         proto_action = self.actor.run(["proto_action"], {"state": state})[0] + self.remembered(asks)
@@ -268,28 +293,31 @@ class Recommender:
         answers = []
         for ask, (own, score), value, place in zip(asks, best, values, places, strict=True):
             value = value[:len(own)]
-            if ask.beta and len(own) > 1:  # lesson 05's rerank: z is the value in deviations from the candidates' mean
-                score = score + ask.beta * (value - value.mean()) / max(value.std(ddof=1), 1e-6)
+            known = np.isfinite(value)
+            if ask.beta and known.sum() > 1:  # lesson 05's rerank: z is the value in deviations from their mean
+                z = (value - value[known].mean()) / max(value[known].std(ddof=1), 1e-6)
+                score = score + ask.beta * np.where(known, z, 0)
             order = np.argsort(-score, kind="stable")[:ask.k]
             own, used = own[order], ask.rows[-self.frame_size:]
-            likeness = self.matrix[own] @ self.matrix[used].T / np.outer(self.norm[own], self.norm[used])
-            slate = [{**self._named(row), "score": round(float(score[i]), 6), "value": round(float(value[i]), 6),
+            likeness = np.nan_to_num(self.matrix[own] @ self.matrix[used].T / np.outer(self.norm[own], self.norm[used]))
+            slate = [{**self._named(row), "score": finite(score[i], 6), "value": finite(value[i], 6),
                       "because": {**self._named(used[like.argmax()]), "likeness": round(float(like.max()), 4)}}
                      for row, i, like in zip(own, order, likeness, strict=True)]
-            answers.append({"slate": slate, "used": len(used), "note": self._note(ask),
-                            "proto_action": dict(zip("xy", place.round(4).tolist(), strict=True))})
+            lies = dict(zip("xy", (finite(part, 4) for part in place), strict=True))
+            answers.append({"slate": slate, "used": len(used), "note": self._note(ask, len(slate)),
+                            "proto_action": None if None in lies.values() else lies})
         return answers
 
     def _by_popularity(self, ask: Ask) -> dict:
         rows = self.by_ratings[~np.isin(self.by_ratings, ask.hidden)][:ask.k]
         slate = [{**self._named(row), "score": round(float(self.popularity[row]), 6), "value": None, "because": None}
                  for row in rows]
-        return {"slate": slate, "used": 0, "note": self._note(ask), "proto_action": None}
+        return {"slate": slate, "used": 0, "note": self._note(ask, len(slate)), "proto_action": None}
 
     def _named(self, row: int) -> dict:
         return {"item_id": self.items[row]["id"], "title": self.items[row]["title"]}
 
-    def _note(self, ask: Ask) -> str | None:
+    def _note(self, ask: Ask, n: int) -> str | None:
         rated, size, n_left, notes = len(ask.rows), self.frame_size, len(self.items) - len(ask.hidden), []
         if rated == 0:
             notes.append("There are no ratings yet: these are the items that were rated most.")
@@ -299,4 +327,6 @@ class Recommender:
         if n_left < ask.k:
             notes.append("Every item is rated or left out: there is nothing to recommend." if n_left == 0 else
                          f"Only {n_left} {'item is' if n_left == 1 else 'items are'} neither rated nor left out.")
+        if n < min(ask.k, n_left):
+            notes.append(f"The model has a score for {n or 'none'} of the items left.")
         return " ".join(notes) or None

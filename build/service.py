@@ -21,7 +21,7 @@ from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from recommender import Ask, ModelError, Recommender, UnknownItem
+from recommender import Ask, ModelError, Recommender, UnknownItem, finite
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -41,7 +41,8 @@ except ModelError as error:
 # What comes in and goes out. Strict: "5" is no rating, true is no number, and a misspelt field is refused.
 
 OR_5_0 = BeforeValidator(lambda n: int(n) if isinstance(n, float) and n.is_integer() else n)  # JSON has one number
-ItemId = Annotated[int, OR_5_0] if all(isinstance(item["id"], int) for item in MODEL.items) else str
+NUMBERED = all(isinstance(item["id"], int) for item in MODEL.items)
+ItemId = Annotated[int, OR_5_0] if NUMBERED else str
 
 
 class Strict(BaseModel):
@@ -74,7 +75,8 @@ class Because(Named):
 class Choice(Named):
     score: Annotated[float, Field(description="log p(item | state) + β · the critic's z: the slate's order. Without "
                                     "a history: the log of the item's share of all ratings.")]
-    value: Annotated[float | None, Field(description="The critic's Q: discounted sum of rewards to come.")]
+    value: Annotated[float | None, Field(description="The critic's Q: discounted sum of rewards to come; null where "
+                                         "nothing was rated or the critic gives no number.")]
     because: Annotated[Because | None, Field(description="The nearest of the items in the state.")]
 
 
@@ -86,8 +88,9 @@ class Place(BaseModel):
 class Slate(BaseModel):
     slate: list[Choice]
     used: Annotated[int, Field(description="How many ratings are in the state.")]
-    note: Annotated[str | None, Field(description="How a short or empty history was served.")]
-    proto_action: Annotated[Place | None, Field(description="Its place on the map; null where nothing was rated.")]
+    note: Annotated[str | None, Field(description="How a short or empty history was served, and why a slate is short.")]
+    proto_action: Annotated[Place | None, Field(description="Its place on the map; null where nothing was rated or the "
+                                                "actor gives no number.")]
 
 
 class Item(Named):
@@ -102,8 +105,8 @@ class Items(BaseModel):
 
 class Map(BaseModel):
     item_id: list[ItemId]
-    x: list[float]
-    y: list[float]
+    x: list[float | None]
+    y: list[float | None]
 
 
 class Health(BaseModel):
@@ -116,6 +119,7 @@ class Health(BaseModel):
     gamma: float
     rating: dict[str, float]
     held_out: dict | None
+    warning: Annotated[str | None, Field(description="What to know before trusting the slates, as the manifest says.")]
 
 
 class Refusal(BaseModel):
@@ -241,17 +245,19 @@ def page() -> HTMLResponse:
 
 def as_json(answer: dict, status: int = 200) -> Response:
     """Return an answer as it is, for what we make ourselves need not be validated again."""
-    return Response(json.dumps(answer, ensure_ascii=False), status, media_type="application/json")
+    return Response(json.dumps(answer, ensure_ascii=False, allow_nan=False), status, media_type="application/json")
 
 
 MAP = json.dumps({"item_id": [item["id"] for item in MODEL.items],
-                  "x": [round(float(x), 3) for x in MODEL.map[:, 0]],
-                  "y": [round(float(y), 3) for y in MODEL.map[:, 1]]}).encode()
+                  "x": [finite(x, 3) for x in MODEL.map[:, 0]], "y": [finite(y, 3) for y in MODEL.map[:, 1]]},
+                 allow_nan=False).encode()
 MAP_TAG = f'"{hashlib.sha256(MAP).hexdigest()[:16]}"'
 HEALTH = {"status": "ok", "dataset": MODEL.dataset, "policy": MODEL.policy,
           "items": len(MODEL.items), "frame_size": MODEL.frame_size, "beta": MODEL.beta,
           "gamma": MODEL.gamma, "rating": MODEL.manifest["rating"],
-          "held_out": MODEL.manifest.get("held_out")}
+          "held_out": MODEL.manifest.get("held_out"), "warning": MODEL.manifest.get("warning")}
+KIND_OF_ID = (f"ids are {'whole numbers' if NUMBERED else 'text'} here, such as "
+              f"{json.dumps(MODEL.items[0]['id'], ensure_ascii=False)[:60]}")
 
 
 # Refusals: one sentence each
@@ -269,8 +275,11 @@ async def not_understood(request: Request, error: RequestValidationError) -> Res
     if first["loc"] == ("body",):
         return as_json({"detail": "The body is no JSON object: send {\"history\": […]} as application/json."}, 422)
     where = "".join(f"[{step}]" if isinstance(step, int) else f".{ascii(step)[1:-1][:40]}" for step in first["loc"][1:])
+    is_id = first["type"].startswith(("int_", "string_")) and (first["loc"][-1] == "item_id" or
+                                                               first["loc"][1] == "exclude")
+    what = KIND_OF_ID if is_id else first['msg']
     others = f", and {more} more {'fault' if more == 1 else 'faults'}" if more else ""
-    return as_json({"detail": f"{where[1:]}: {first['msg']}{others}; /docs says what is expected."}, 422)
+    return as_json({"detail": f"{where[1:]}: {what}{others}; /docs says what is expected."}, 422)
 
 
 @app.exception_handler(HTTPException)

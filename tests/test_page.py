@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from urllib.parse import urlsplit
 
+import pandas as pd
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
@@ -18,6 +19,8 @@ ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "-
 HOSTILE = '<img src=x onerror="window.harmed=1"><b>Bold</b> & Sons'
 TITLES = ["Toy Story", "Fargo", "The Godfather", "Pulp Fiction", HOSTILE, "Unbreakable" * 9,
           *(f"Synthetic {number}" for number in range(7, 61))]
+IDS = ['it\'s "a" <b>b</b> \\ & c\n', 2 ** 53 + 1, "ünï שלום 🎬"]  # one beyond what a browser reads as a number
+WARNING = "On <i>ratings</i> it had never seen this policy ranked no better than a plain list (0.068 against 0.077)."
 KEY = "recnn.ratings.1"  # of the page in the browser's storage
 SETTLED = 10_000  # ms that anything on the page may take
 # Every text on show with its contrast to what is behind it, and the contrast of what is drawn
@@ -66,6 +69,20 @@ def small(untrained):
     """Return the address of a service with the untrained model, rated in half stars."""
     port = free_port()
     with service(untrained, port):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """Return the address of a service whose ids are text, whose titles are odd, and which warns of itself."""
+    folder = tmp_path_factory.mktemp("odd") / "model"
+    titles, ids = [HOSTILE, "", "x" * 3000, "\u202eevil", "🎬", *TITLES[5:]], [*IDS, *range(3, len(TITLES))]
+    own = pd.Series(ids, index=range(1, len(ids) + 1))
+    write_model(folder, len(ids), embed_size=8, frame_size=10, titles=titles, own=own)
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"warning": WARNING}))
+    port = free_port()
+    with service(folder, port):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -332,20 +349,43 @@ def test_a_refusal_is_shown_in_the_services_own_words(browser, small):
         settled(page)
 
 
-def test_a_title_with_html_in_it_is_a_title(browser, small):
-    with visit(browser, small) as page:
+def test_ids_and_titles_are_text_whatever_they_hold(browser, odd):
+    ids = [str(item_id) for item_id in IDS]
+    with visit(browser, odd) as page:
         search(page, "bold sons")
         expect(page.locator("#options li").first).to_contain_text(HOSTILE)
         page.keyboard.press("Enter")
         page.keyboard.press("5")
+        rate(page, str(IDS[1]), "4")  # without a title, an item has its id for one
+        rate(page, "xxx", "2")
         settled(page)
-        assert rows(page)[0].startswith(HOSTILE)
+        assert page.evaluate("ratings.map(one => one.item_id)") == ids
+        long, untitled, hostile = rows(page)
+        assert hostile.startswith(HOSTILE) and untitled.startswith(f"item {ids[1]}") and len(long) < 130
+        assert page.evaluate("named({item_id: 7, title: ' \\u200b\\u202e'}).title") == "item 7"
+        page.locator("#rated li").last.hover()
+        expect(page.locator("#rated li.lit")).to_have_attribute("data-id", ids[0])
+
+        page.locator("#slate li").first.get_by_role("radio", name="3 stars", exact=True).click()
+        expect(page.locator("#rated li")).to_have_count(4)
         page.reload()
-        expect(page.locator("#rated .title")).to_contain_text(HOSTILE)
+        expect(page.locator("#rated .title")).to_have_count(4)
+        settled(page)
         page.get_by_role("button", name=f"Remove {HOSTILE}").click()
         expect(page.locator("#toast")).to_contain_text(HOSTILE)
-        assert page.locator("img, b:not(details b)").count() == 0
+        settled(page)
+        assert page.evaluate("ratings.map(one => one.item_id)")[:2] == ids[1:]
+        assert page.locator("img, b:not(details b), i").count() == 0
         assert page.evaluate("window.harmed === undefined")
+
+
+def test_what_to_know_before_trusting_it_is_said_at_the_top(browser, odd, small):
+    with visit(browser, odd) as page:
+        note = page.get_by_role("note")
+        expect(note).to_have_text(WARNING)
+        assert note.bounding_box()["y"] < page.locator("main").bounding_box()["y"] < 250
+    with visit(browser, small) as page:
+        expect(page.locator("#warning")).to_be_hidden()
 
 
 def test_half_stars_where_ratings_have_them(browser, small):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import faiss
 import httpx
@@ -55,8 +56,9 @@ def recommender(monkeypatch):
     return recommender
 
 
-def history(*ids: int, rating: float = 4.0) -> list[dict]:
-    return [{"item_id": int(item_id), "rating": rating} for item_id in ids]
+def history(*ids: int | str, rating: float = 4.0) -> list[dict]:
+    return [{"item_id": item_id.item() if isinstance(item_id, np.integer) else item_id, "rating": rating}
+            for item_id in ids]
 
 
 def slate(client: httpx.Client, **wish) -> dict:
@@ -195,9 +197,47 @@ def test_an_approximate_index_recommends_the_same(recommender, written, tmp_path
         assert len(ids) == 10 and not set(ids) & set(ask.hidden.tolist())
     many = model.ask([(1, 4.0)], k=10, exclude=range(2, 1500))  # more than an index is asked for
     assert len(ids_of(model.recommend([many])[0])) == 10
+    model.index = SimpleNamespace(search=lambda asked, k: (  # its graph reaches the first item alone
+        np.zeros((len(asked), k), np.float32), np.tile(np.where(np.arange(k) == 0, 0, -1), (len(asked), 1))))
+    poor = [ids_of(answer) for answer in model.recommend(asks)]
     model.index = None
     exact = [ids_of(answer) for answer in model.recommend(asks)]
+    assert poor == exact  # whoever would get too few is served exactly
     assert np.mean([len(set(a) & set(b)) for a, b in zip(found, exact, strict=True)]) > 9.5
+
+
+def with_arrays(recommender, folder: Path, **changed):
+    """Return the model of a folder with some of its arrays changed."""
+    with np.load(folder / "items.npz") as arrays:
+        np.savez(folder / "items.npz", **dict(arrays) | changed)
+    described_anew(folder)
+    return recommender.Recommender(folder)
+
+
+@pytest.mark.parametrize("beta", [0.0, 2.0])
+def test_what_has_no_number_is_never_recommended_and_never_sent(recommender, written, tmp_path, beta):
+    nobody = np.isin(IDS, [4, 50, 99])
+    matrix = np.where(nobody[:, None], [[np.nan], [np.inf], [-np.inf]] * 40, written[3])
+    model = with_arrays(recommender, shutil.copytree(written[0], tmp_path / "model"), matrix=matrix)
+    asks = [model.ask([(item, 4.0)], k=100, beta=beta, exclude=range(31, 51)) for item in (1, 2)]
+    for one in model.recommend(asks):
+        assert len(one["slate"]) == 97 and not {4, 50, 99} & set(ids_of(one))
+        assert "score for 97 of the items left" in one["note"] and json.dumps(one, allow_nan=False)
+
+    true = model.critic
+    model.critic = SimpleNamespace(run=lambda *request: [
+        np.where(np.arange(values.shape[1]) % 2, values, np.nan) for values in true.run(*request)])
+    one = model.recommend(asks)[0]
+    assert sum(item["value"] is None for item in one["slate"]) in (48, 49) and json.dumps(one, allow_nan=False)
+    assert [item["score"] for item in one["slate"]] == sorted((item["score"] for item in one["slate"]), reverse=True)
+
+
+def test_where_nothing_has_a_score_the_slate_is_empty_and_says_so(recommender, written, tmp_path):
+    model = with_arrays(recommender, shutil.copytree(written[0], tmp_path / "model"),
+                        memory=np.full((EMBED_SIZE, EMBED_SIZE), np.nan))
+    bad, good = model.recommend([model.ask([(1, 4.0)], k=3), model.ask([], k=3)])
+    assert bad["slate"] == [] and bad["proto_action"] is None and "score for none of the items left" in bad["note"]
+    assert len(good["slate"]) == 3 and json.dumps([bad, good], allow_nan=False)
 
 
 def test_a_head_is_answered_and_no_host_is_taken_on_trust(client):
@@ -243,7 +283,7 @@ def metric(client: httpx.Client, name: str) -> float:
 def test_health_and_metrics(client):
     health = client.get("/health").json()
     assert (health["status"], health["items"], health["frame_size"]) == ("ok", N_ITEMS, FRAME_SIZE)
-    assert health["rating"] == {"low": 0.5, "high": 5.0, "step": 0.5}
+    assert health["rating"] == {"low": 0.5, "high": 5.0, "step": 0.5} and health["warning"] is None
     names = 'recnn_requests_total{path="/recommend",status="200"}', 'recnn_requests_total{path="other",status="404"}'
     before = [metric(client, name) for name in names]
     slate(client, history=history(1))
@@ -276,8 +316,9 @@ REFUSED = {
     "1e999": ('{"history": [{"item_id": 1, "rating": 1e999}]}', "should be a finite number"),
     "rating of text": ('{"history": [{"item_id": 1, "rating": "4"}]}', "history[0].rating: Input should be a"),
     "rating of true": ('{"history": [{"item_id": 1, "rating": true}]}', "history[0].rating: Input should be a valid"),
-    "id of text": ('{"history": [{"item_id": "1", "rating": 4}]}', "history[0].item_id: Input should be a valid int"),
-    "id of true": ('{"history": [{"item_id": true, "rating": 4}]}', "history[0].item_id"),
+    "id of text": ('{"history": [{"item_id": "1", "rating": 4}]}', "].item_id: ids are whole numbers here, such as 1"),
+    "id of true": ('{"history": [{"item_id": true, "rating": 4}]}', "history[0].item_id: ids are whole"),
+    "exclude of text": ('{"history": [], "exclude": [1, "<b>"]}', "exclude[1]: ids are whole numbers here"),
     "no rating": ('{"history": [{"item_id": 1}]}', "history[0].rating: Field required"),
     "no history": ("{}", "history: Field required"),
     "history of null": ('{"history": null}', "history: Input should be a valid list"),
@@ -372,6 +413,13 @@ def described_anew(folder, **changes) -> None:
     edited(files=files, **changes)(folder)
 
 
+def pickled(folder) -> None:
+    """Put an array into the folder that only a pickle can hold."""
+    with np.load(folder / "items.npz") as arrays:
+        np.savez(folder / "items.npz", **dict(arrays) | {"matrix": np.array([{"a": 1}], dtype=object)})
+    described_anew(folder)
+
+
 @pytest.mark.parametrize(("damage", "sentence"), [
     (shutil.rmtree, "manifest.json is not there: run notes/11_ship.ipynb"),
     (damaged("actor.onnx"), "actor.onnx is not the file that manifest.json describes"),
@@ -388,9 +436,11 @@ def described_anew(folder, **changes) -> None:
     (edited(policy=None, rating={"low": 1, "high": 5}), "holds no model that fits its manifest"),
     (edited(frame_size=9), "holds no model that fits its manifest"),
     (edited(n_items=5), "holds no model that fits its manifest"),
+    (edited(map={"norm": float("nan")}), "holds no model that fits its manifest"),
+    (pickled, "allow_pickle"),
 ], ids=["no folder", "actor", "items", "no critic", "broken manifest", "list", "format",
         "file for a folder", "folder for a file", "no files", "no gamma", "candidates in words", "no step", "frame",
-        "size"])
+        "size", "no number", "pickle"])
 def test_a_model_that_is_not_whole_is_refused_in_a_sentence(recommender, written, tmp_path, damage, sentence):
     shutil.copytree(written[0], tmp_path / "model")
     damage(tmp_path / "model")
@@ -410,15 +460,6 @@ def test_the_service_says_it_at_the_start_and_ends(written, tmp_path, damage, se
                            capture_output=True)
     assert ended.returncode not in (0, None) and "Traceback" not in ended.stderr + ended.stdout
     assert ended.stderr.startswith("The service cannot start: ") and ended.stderr.count("\n") == 1
-
-
-def test_arrays_that_are_pickles_are_not_opened(recommender, written, tmp_path):
-    folder = shutil.copytree(written[0], tmp_path / "model")
-    with np.load(folder / "items.npz") as arrays:
-        np.savez(folder / "items.npz", **dict(arrays) | {"matrix": np.array([{"a": 1}], dtype=object)})
-    described_anew(folder)
-    with pytest.raises(recommender.ModelError, match="allow_pickle"):
-        recommender.Recommender(folder)
 
 
 def test_killed_while_it_answers_and_started_again_it_answers_the_same(written):
@@ -442,22 +483,32 @@ def test_the_folder_runs_alone_and_ids_may_be_words(written, tmp_path):
     folder = tmp_path / "elsewhere"
     shutil.copytree(PROJECT / "build", folder, ignore=shutil.ignore_patterns("model", "__pycache__"))
     path = shutil.copytree(written[0], folder / "model") / "items.json"
-    path.write_text(json.dumps([item | {"id": f"film {item['id']}"} for item in json.loads(path.read_text())]))
-    described_anew(folder / "model")
-    code = ("import sys, service\n"
+    names = [2 ** 53, "a \"b\" <b>'c'</b> & d", "ünï שלום 🎬\n", "1", *(f"film {number}" for number in IDS[4:])]
+    path.write_text(json.dumps([item | {"id": name}
+                                for item, name in zip(json.loads(path.read_text()), names, strict=True)]))
+    described_anew(folder / "model", held_out={"ndcg@10": float("nan")}, warning="Beware.")
+    code = ("import json, sys, service\n"
             "assert not {'torch', 'helpers', 'pandas'} & {name.split('.')[0] for name in sys.modules}\n"
             "from fastapi.testclient import TestClient\n"
             "with TestClient(service.app) as client:\n"
-            "    for item_id in ('film 7', 'film', 7):\n"
-            "        wish = {'history': [{'item_id': item_id, 'rating': 3}], 'k': 100, 'exclude': ['film 8']}\n"
-            "        print(client.post('/recommend', json=wish).text[:90])\n")
+            "    said = [client.get(path).json() for path in ('/health', '/map', '/items?q=amelie&limit=100')]\n"
+            "    client.headers['Content-Type'] = 'application/json'\n"
+            "    said += [client.post('/recommend', content=wish).json() for wish in json.load(sys.stdin)]\n"
+            "print(json.dumps(said))\n")
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RECNN_MODEL")}
+    names[0] = str(names[0])
+    wishes = [json.dumps({"history": history(*rated), "k": 100, "exclude": ["film 8"]})
+              for rated in (names[:4], ["film", "\ud800"], [1], [None])]
     ended = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True,
-                           timeout=60)
-    served, unknown, wrong = ended.stdout.splitlines()
-    assert served.startswith('{"slate": [{"item_id": "film '), ended.stderr
-    assert unknown.startswith('{"detail": "\\"film\\" is not in the catalogue')
-    assert wrong.startswith('{"detail": "history[0].item_id: Input should be a valid string')
+                           timeout=60, input=json.dumps(wishes))
+    assert ended.returncode == 0, ended.stderr
+    health, places, found, served, unknown, *wrong = json.loads(ended.stdout)
+    assert health["held_out"] == {"ndcg@10": None} and health["warning"] == "Beware."
+    assert places["item_id"] == names and {item["item_id"] for item in found["items"]} == set(names[::6])
+    assert len(ids_of(served)) == 100 and set(ids_of(served)) < set(names[4:]) - {"film 8"}
+    assert unknown["detail"].startswith('"film", "\\ud800" are not in the catalogue')
+    assert {refusal["detail"] for refusal in wrong} == {
+        f'history[0].item_id: ids are text here, such as "{2 ** 53}"; /docs says what is expected.'}
 
 
 # Requests made from the service's own description of itself
