@@ -301,7 +301,7 @@ def _read_numbers(path: Path, separator: str, names: list[str] | None) -> pd.Dat
         return None
     kinds = {name: "if" if name == "rating" else "i" for name in RATING_COLUMNS if name in table}
     plain = all(np.ndim(table[name]) == 1 and table[name].dtype.kind in kind for name, kind in kinds.items())
-    return table[[*kinds]] if plain and len(table) else None
+    return table if plain and len(table) else None
 
 
 def read_ratings(folder: str | Path) -> pd.DataFrame:

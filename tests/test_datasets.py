@@ -487,6 +487,12 @@ def test_missing_or_doubled_column_is_named(read, header, said):
         read(header + "\n1,2,3\n")
 
 
+def test_columns_under_other_names_or_separators_are_shown_as_they_are(read):
+    for table in (CSV.upper() + "1,2,3,4\n", (CSV + "1,2,3,4\n").replace(",", ";")):
+        with pytest.raises(DataError, match=f"no columns 'user_id'; its columns are {table.partition(chr(10))[0][:6]}"):
+            read(table)
+
+
 @pytest.mark.parametrize("column, value", [("rating", "good"), ("rating", "9"), ("rating", "-1"), ("rating", "inf"),
                                            ("item_id", "1.5"), ("item_id", "-4"), ("item_id", "inf"),
                                            ("timestamp", "4/12/1997"), ("timestamp", ""), ("user_id", "")])
