@@ -1,6 +1,6 @@
 # make run   fetch the data, execute the lessons, print what they reached   (DATASET=name, folder or .zip;
 #            WORKERS=n or RAY_ADDRESS of a running cluster: lesson 13's workers, with Ray of requirements-ray.txt)
-# make test  lint, unit tests, and every notebook cell by cell
+# make test  lint, unit tests, every notebook cell by cell, and all of them, short, on three made tables
 # make bench  how fast ratings become transitions, on a synthetic table of 20 million (needs 3 GB of disk), how fast
 #             films are asked for, of a local stand-in for TMDB, how fast DDPG learns, how fast the service
 #             answers, and with Ray how fast two workers make transitions: 18 minutes in all
@@ -32,7 +32,7 @@ test: .venv/ready
 	$(BIN)/ruff check .
 	rm -rf .test
 	RECNN_ROOT=$(CURDIR)/.test $(BIN)/python -c "from helpers import datasets as d; d.fetch('ml-100k'), d.fetch_model()"
-	$(MAKE) --no-print-directory --keep-going --jobs 2 check-data check-units check-ray $(CHECKED)
+	$(MAKE) --no-print-directory --keep-going --jobs 2 check-data check-units check-05 check-ray check-tables $(CHECKED)
 
 # Two lanes of one thread each do more than one of two. A lesson waits for those whose artefacts it reads; what others
 # wait for, or takes longest, stands first. nbval reads a cell's messages when the cell has ended and loses those
@@ -40,7 +40,10 @@ test: .venv/ready
 CHECKED := $(addprefix check-,05 08 06 07 11 12 13 09 10)
 PYTEST  := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 TQDM_MININTERVAL=5 $(BIN)/python -m pytest -v
 NBVAL   := RECNN_ROOT=$(CURDIR)/.test $(PYTEST) --nbval --nbval-cell-timeout=3600
-.PHONY: check-data check-units check-ray $(CHECKED)
+.PHONY: check-data check-units check-ray check-tables $(CHECKED)
+# all lessons, short, on three made tables as people have them
+check-tables:
+	RECNN_TABLES=1 RECNN_ROOT=$(CURDIR)/.test/tables $(PYTEST) tests/test_any_table.py
 check-units:
 	RECNN_ROOT=$(CURDIR)/.test/units $(PYTEST) helpers tests
 # Ray lies beside the requirements, so that all the rest is tested without it
