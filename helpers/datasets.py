@@ -259,8 +259,7 @@ def find(folder: Path, *patterns: str) -> Path | None:
                  if not path.name.startswith(".")), None)
 
 
-# Reading: every table, a file's or a frame of one's own, goes through `from_frame` or `items_from_frame`. What they
-# return is checked, and nothing after them checks it again.
+# Reading: every table goes through `from_frame` or `items_from_frame`, and nothing after them checks it again.
 
 HEADERS = {"userId": "user_id", "movieId": "item_id", "itemId": "item_id", "movie_title": "title", "class": "genres"}
 
@@ -285,35 +284,19 @@ def read_table(path: Path, separator: str, names: list[str] | None = None, dtype
     if names and table.shape[1] != len(names):
         raise DataError(f"{path.name} has {table.shape[1]} columns separated by {separator!r}; expected {len(names)}: "
                         f"{', '.join(names)}")
-    return table.set_axis(names, axis=1) if names else table.rename(columns=_column)
-
-
-def _column(name: str) -> str:
-    name = name.split(":")[0].strip()
-    return HEADERS.get(name, name)
-
-
-def _read_numbers(path: Path, separator: str, names: list[str] | None) -> pd.DataFrame | None:
-    """Read ratings in which all is a plain number, quickly; None where something is not: that is read as text."""
-    try:
-        table = read_table(path, separator, names, engine="pyarrow", dtype=None, keep_default_na=True)
-    except DataError:
-        return None
-    kinds = {name: "if" if name == "rating" else "i" for name in RATING_COLUMNS if name in table}
-    plain = all(np.ndim(table[name]) == 1 and table[name].dtype.kind in kind for name, kind in kinds.items())
-    return table if plain and len(table) else None
+    own = [name.split(":")[0].strip() for name in names or table.columns]
+    return table.set_axis([HEADERS.get(name, name) for name in own], axis=1)
 
 
 def read_ratings(folder: str | Path) -> pd.DataFrame:
-    """Read the ratings of a raw folder: RecBole's `.inter`, or MovieLens' `ratings.csv`, `ratings.dat`, `u.data`.
+    """Read the ratings of a raw folder, `.inter`, `ratings.csv`, `ratings.dat` or `u.data`, by `from_frame`'s rules.
 
-    A table of one's own has the columns of `ratings.csv`, by `from_frame`'s rules: ids may be words, times dates.
     Without a column `rating` every row is a click, of 5 stars; without `timestamp` the rows stand in the order of time.
 
     Returns:
         `user_id, item_id` int64 (see `own_ids`), `rating` float32 in [0.5, 5], `timestamp` int64 (seconds since 1970),
-        sorted by (user_id, timestamp); ratings of one second keep the order of the file. A user may have rated an item
-        twice. `attrs["assumed"]` lists in sentences what was taken for granted.
+        sorted by (user_id, timestamp), ties in the order of the file; an item may be rated twice.
+        `attrs["assumed"]` lists in sentences what was taken for granted.
 
     Raises:
         DataError: no such file, a missing column, an impossible value, or an empty table.
@@ -330,7 +313,7 @@ def own_ids(folder: str | Path) -> pd.Series:
 def _names_of_catalogue(folder: str | Path) -> pd.Series | None:
     """Return what each item_id of the catalogue stands for; None without a catalogue."""
     found = _catalogue(Path(folder))
-    return found and _numbered(found[0]["item_id"], "item_id", found[1], found[2])[1]
+    return _numbered(found[0]["item_id"], "item_id", *found[1:])[1] if found and "item_id" in found[0] else None
 
 
 def _read_log(folder: Path) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
@@ -340,8 +323,12 @@ def _read_log(folder: Path) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
                         f"ratings.dat, u.data or an .inter file")
     separator = {".csv": ",", ".dat": "::"}.get(path.suffix, "\t")
     names = RATING_COLUMNS if path.suffix in (".dat", ".data") else None  # these two have no header
-    table = _read_numbers(path, separator, names)
-    if table is None:
+    table = pd.DataFrame()
+    with contextlib.suppress(DataError):  # plain numbers are read quickly; where one is none, all is read as text
+        table = read_table(path, separator, names, engine="pyarrow", dtype=None, keep_default_na=True)
+    kinds = {"user_id": "i", "item_id": "i", "rating": "if", "timestamp": "i"}
+    if table.empty or not all(np.ndim(table[name]) == 1 and table[name].dtype.kind in kinds[name]
+                              for name in RATING_COLUMNS if name in table):
         table = read_table(path, separator, names, engine="pyarrow")
     rating, timestamp = (name if name in table else None for name in ("rating", "timestamp"))
     ratings, users, items = from_frame(table, rating=rating, timestamp=timestamp, items=_names_of_catalogue(folder),
@@ -381,8 +368,8 @@ def from_frame(table: Any, user: str = "user_id", item: str = "item_id", rating:
         stars: the rating of every row where `rating` is None. The lessons' reward is 2·(rating − 2.5):
             5 stars reward a click with 5, 3 stars with 1.
         source: what errors call the table.
-        users, items: the ids of an earlier call, for a second table of the same people and things (the test beside the
-            training, this week beside the last one). They keep their numbers, and new ones follow after the largest.
+        users, items: the ids of an earlier call, for a second table of the same people and things, such as the test.
+            They keep their numbers, and new ones follow after the largest.
         first_line: of a file, the line of the first row, by which errors then name a value.
 
     Returns:
@@ -426,20 +413,6 @@ def in_order(ratings: pd.DataFrame) -> pd.DataFrame:
     if (users[1:] < users[:-1]).any() or (same & (times[1:] < times[:-1])).any():
         ratings = ratings.iloc[np.lexsort((times, users))].reset_index(drop=True)
     return ratings
-
-
-def rows_of(wanted: pd.Series | np.ndarray, item_ids: np.ndarray) -> np.ndarray:
-    """Return the row of the item matrix (int32) of each wanted item, rows in the order of `item_ids`.
-
-    Raises:
-        DataError: for items without a row.
-    """
-    codes, distinct = pd.factorize(np.asarray(wanted))
-    rows = pd.Index(item_ids).get_indexer(distinct).astype(np.int32)
-    if (unknown := np.sort(distinct[rows < 0])).size:
-        raise DataError(f"{len(unknown)} items have no row in the item matrix (ids {', '.join(map(str, unknown[:5]))} "
-                        f"…): make it from the same data set, notes/03_pca.ipynb")
-    return rows[codes]
 
 
 def _as_pandas(table: Any, source: str) -> pd.DataFrame:
@@ -557,13 +530,7 @@ GENRES = ("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy",
 
 
 def read_items(folder: str | Path) -> pd.DataFrame:
-    """Read the catalogue of a raw folder: RecBole's `.item`, or MovieLens' `movies.csv`, `movies.dat`, `u.item`.
-
-    Files are UTF-8; `movies.dat` and `u.item` may be Latin-1 too. See `items_from_frame` for what is returned.
-
-    Raises:
-        DataError: no such file, a missing column, or a line that is not of that format.
-    """
+    """Read the catalogue of a raw folder, `.item`, `movies.csv`, `movies.dat` or `u.item`: see `items_from_frame`."""
     catalogue = _catalogue(Path(folder))
     if catalogue is None:
         raise DataError(f"{shown(folder)} holds no items: expected movies.csv (movieId,title,genres), movies.dat, "
@@ -582,9 +549,6 @@ def _catalogue(folder: Path) -> tuple[pd.DataFrame, str, int] | None:
         return _read_headless_items(path), path.name, 1
     tabs = path.suffix == ".item"
     table = read_table(path, "\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
-    lacking = [name for name in ("item_id", "title", "genres") if name not in table.columns]
-    if lacking:
-        raise DataError(f"{path.name} lacks the column {', '.join(lacking)}; it has {', '.join(table.columns)}")
     return table, path.name, 2
 
 
@@ -703,11 +667,7 @@ def read_links(folder: str | Path) -> pd.DataFrame:
 
     Returns:
         `item_id` int64 and whichever of `imdbId, tmdbId, entity_id` the file has, as str: "" where an item
-        has none, and one id may stand for several items. An empty frame where
-        the data set has no links.
-
-    Raises:
-        DataError: a file without the ids of the items.
+        has none, and one id may stand for several items. An empty frame where the data set has no links.
     """
     path = find(folder, "*.link", "links.csv")
     if path is None:

@@ -12,9 +12,9 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from helpers.datasets import in_order, rows_of
+from helpers.datasets import in_order
 from helpers.files import DataError, replacing
-from helpers.frames import Frames, reward_of
+from helpers.frames import Frames, reward_of, rows_of
 
 # A recommender: (history, user_ids (U,)) → scores (U, n_items), higher is better, any scale.
 Recommender = Callable[[Frames, np.ndarray], Tensor]

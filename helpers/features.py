@@ -11,8 +11,9 @@ from scipy import sparse
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.preprocessing import normalize
 
-from helpers.datasets import in_order, rows_of
+from helpers.datasets import in_order
 from helpers.files import DataError, need, replacing, shown
+from helpers.frames import rows_of
 
 LISTS = ("genres", "production_companies", "production_countries", "spoken_languages")
 FACTS = ("release_year", "runtime", "budget", "revenue")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from helpers.datasets import in_order, rows_of
+from helpers.datasets import in_order
 from helpers.files import DataError, need, replacing, shown, write_json, writing
 
 BLOCK = 64       # rows whose places in the log are fetched together
@@ -48,6 +48,20 @@ class Transition(NamedTuple):
 def reward_of(rating):
     """Return 2·(rating − 2.5): half stars become the whole numbers from −4 to 5."""
     return 2 * (rating - 2.5)
+
+
+def rows_of(wanted: pd.Series | np.ndarray, item_ids: np.ndarray) -> np.ndarray:
+    """Return the row of the item matrix (int32) of each wanted item, rows in the order of `item_ids`.
+
+    Raises:
+        DataError: for items without a row.
+    """
+    codes, distinct = pd.factorize(np.asarray(wanted))
+    rows = pd.Index(item_ids).get_indexer(distinct).astype(np.int32)
+    if (unknown := np.sort(distinct[rows < 0])).size:
+        raise DataError(f"{len(unknown)} items have no row in the item matrix (ids {', '.join(map(str, unknown[:5]))} "
+                        f"…): make it from the same data set, notes/03_pca.ipynb")
+    return rows[codes]
 
 
 class Frames(torch.utils.data.Dataset):

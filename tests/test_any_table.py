@@ -1,5 +1,6 @@
 """All lessons, short, on tables as people have them, and then a slate in the browser. `make test` runs it by itself."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pytest
 
 from helpers import files, series
 from tests import tables
+from tests.benchmarks.service import free_port, service
+from tests.test_page import browser, rate, rows, settled, slate, visit  # noqa: F401  (browser is a fixture)
 
 pytestmark = pytest.mark.skipif(not os.environ.get("RECNN_TABLES"), reason="minutes: make check-tables")
 
@@ -41,3 +44,19 @@ def test_what_is_assumed_of_a_table_is_said_first(shipped):
     first = said.partition("\nnotebook")[0]
     assert ("every row is a click" in first) == (home.name == "clicks")
     assert ("order of time" in first and "items' ids are words" in first) == (home.name == "shop")
+
+
+def test_a_slate_in_the_browser_follows_a_rating(shipped, browser):  # noqa: F811
+    said, home, folder = shipped
+    items = json.loads((folder / "model" / "items.json").read_text(encoding="utf-8"))
+    assert {type(item["id"]) for item in items} == {int if home.name == "clicks" else str}
+    port = free_port()
+    with service(folder / "model", port), visit(browser, f"http://127.0.0.1:{port}") as page:
+        before = slate(page)
+        rate(page, items[20]["title"].partition(" (")[0], "5")
+        after, place = settled(page)
+        assert place and len(after) == 10 and after != before and len(rows(page)) == 1
+        assert set(after) <= {str(item["id"]) for item in items}
+        warned = page.locator("#warning").is_visible()
+    warning = json.loads((folder / "model" / "manifest.json").read_text(encoding="utf-8"))["warning"]
+    assert warned == (warning is not None) == ("ranks no better" in said)
