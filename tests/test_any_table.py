@@ -59,4 +59,4 @@ def test_a_slate_in_the_browser_follows_a_rating(shipped, browser):  # noqa: F81
         assert set(after) <= {str(item["id"]) for item in items}
         warned = page.locator("#warning").is_visible()
     warning = json.loads((folder / "model" / "manifest.json").read_text(encoding="utf-8"))["warning"]
-    assert warned == (warning is not None) == ("ranks no better" in said)
+    assert warned == (warning is not None) == ("ranked no better" in said)

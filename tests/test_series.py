@@ -139,11 +139,11 @@ def test_quick_shortens_the_parameters_alone_and_leaves_out_toys():
 
 def test_a_policy_that_ranks_below_popularity_is_not_shipped_in_silence(tmp_path, monkeypatch):
     monkeypatch.setattr(series, "res_dir", lambda dataset: tmp_path)
-    rows = [{"model": "popularity", "NDCG@10": 0.077}, {"model": series.SHIPPED, "NDCG@10": 0.068}]
-    for ndcg, said in ((0.068, True), (0.1, False)):
-        rows[1]["NDCG@10"] = ndcg
-        (tmp_path / "05_ddpg.json").write_text(json.dumps({"table": rows}))
-        assert ("ranks no better here than one list for all" in series.closing_table("x", {}, [])) == said
+    monkeypatch.setattr(series, "artefact", lambda dataset, path: tmp_path / "manifest.json")
+    for warning in (None, "this policy ranked no better than a plain list"):
+        (tmp_path / "manifest.json").write_text(json.dumps({"warning": warning}))
+        said = series.closing_table("x", {"11_ship": {"outputs": [], "seconds": 1}}, [])
+        assert ("ranked no better" in said) == (warning is not None)
 
 
 def test_a_magic_in_a_cell_does_not_stop_the_rest_from_being_read():
