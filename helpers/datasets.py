@@ -381,8 +381,7 @@ def from_frame(table: Any, user: str = "user_id", item: str = "item_id", rating:
     """
     table = _as_pandas(table, source)
     for name in (user, item, *(name for name in (rating, timestamp) if name is not None)):
-        there = list(table.columns).count(name)
-        if there != 1:
+        if (there := list(table.columns).count(name)) != 1:
             advice = "; if the rows stand in the order of time: timestamp=None" if name == timestamp else ""
             raise DataError(f"{source} has {there or 'no'} columns {name!r}; its columns are "
                             f"{', '.join(map(str, table.columns))}{advice}")
@@ -443,8 +442,7 @@ def _plain(values: pd.Series) -> np.ndarray:
 
 
 def _refuse(bad: np.ndarray, values: pd.Series, source: str, first_line: int | None, why: str) -> None:
-    rows = np.flatnonzero(bad)
-    if len(rows):
+    if len(rows := np.flatnonzero(bad)):
         where = f"row {rows[0]}" if first_line is None else f"line {rows[0] + first_line}"
         counted = "rows, counted from 0" if first_line is None else "lines"
         value = values.iloc[rows[0]]
@@ -578,8 +576,7 @@ def items_from_frame(table: Any, item: str = "item_id", title: str = "title", ge
         DataError: a missing column, an item without an id or with two rows, or genres that cannot be read.
     """
     table = _as_pandas(table, source)
-    lacking = [name for name in (item, title, genres) if name is not None and name not in table.columns]
-    if lacking:
+    if lacking := [name for name in (item, title, genres) if name is not None and name not in table.columns]:
         raise DataError(f"{source} lacks the column {', '.join(lacking)}; it has {', '.join(map(str, table.columns))}")
     ids, _ = _numbered(table[item], "item_id", source, first_line, items)
     _refuse(pd.Series(ids).duplicated().to_numpy(), table[item], source, first_line,
