@@ -40,6 +40,7 @@ from helpers.files import (
 
 NOTES = PROJECT / "notes"
 FRAME, SLATE = 10, 10  # ratings in a state, and items on a slate, in all lessons
+FEWEST_USERS = 10      # with less, a lens of lesson 10 has nobody to look at
 MOST_ITEMS = 100_000   # a step of 512 transitions then takes some 3 GB
 
 # what --quick puts in the place of parameters: the same code in a minute or two, for whoever tries whether it runs
@@ -218,9 +219,9 @@ def look_over(raw: Path) -> list[str]:
     if not reasons:
         long = int((read[0]["user_id"].value_counts() >= FRAME + 3).sum())
         n_items = len({*read[0]["item_id"].unique(), *read[1]["item_id"]})
-        if long < 2:
+        if long < FEWEST_USERS:
             reasons.append(f"{long} users have {FRAME + 3} ratings or more (a frame of {FRAME}, and one each to learn, "
-                           f"for validation, for the test); two are needed, one to learn from, one to look at")
+                           f"for validation, for the test); {FEWEST_USERS} are needed")
         if n_items < 2 * SLATE:
             reasons.append(f"{n_items} items are rated or in the catalogue; slates of {SLATE} need {2 * SLATE} or more")
         if n_items > MOST_ITEMS:

@@ -99,7 +99,7 @@ def test_what_is_too_small_is_refused_with_all_reasons_and_what_is_assumed_is_sa
 
     with pytest.raises(files.DataError, match=r"(?s)1 users have 13 ratings or more.*14 items are rated"):
         series.look_over(lay(1, 14))
-    assert [sentence.split(":")[0] for sentence in series.look_over(lay(2, 20))] == [
+    assert [sentence.split(":")[0] for sentence in series.look_over(lay(10, 20))] == [
         "ratings.csv has no column rating, only user_id, item_id", "ratings.csv has no column timestamp",
         "the users' ids are words"]
 
