@@ -111,27 +111,23 @@ def replacing(path: Path) -> Iterator[Path]:
     that says what was kept. While one process writes, no other can begin: see `writing`.
     """
     path = Path(path)
-    with writing(path), _replacing(path, path.with_name(f".{path.name}.part")) as beside:
-        yield beside
-
-
-@contextmanager
-def _replacing(path: Path, beside: Path) -> Iterator[Path]:
-    try:
-        yield beside
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(beside, path)
-    except OSError as error:
-        _remove(beside)
-        if error.errno == 28:  # ENOSPC
-            free = shutil.disk_usage(path.parent).free
-            raise OSError(28, f"the disk is full ({free:,} bytes left) while writing "
-                              f"{shown(path)}; what was there before is untouched") from error
-        raise
-    except BaseException:
-        _remove(beside)
-        raise
+    beside = path.with_name(f".{path.name}.part")
+    with writing(path):
+        try:
+            yield beside
+            if path.is_dir():
+                shutil.rmtree(path)
+            os.replace(beside, path)
+        except OSError as error:
+            _remove(beside)
+            if error.errno == 28:  # ENOSPC
+                free = shutil.disk_usage(path.parent).free
+                raise OSError(28, f"the disk is full ({free:,} bytes left) while writing "
+                                  f"{shown(path)}; what was there before is untouched") from error
+            raise
+        except BaseException:
+            _remove(beside)
+            raise
 
 
 def _remove(path: Path) -> None:
