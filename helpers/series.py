@@ -321,8 +321,9 @@ def closing_table(dataset: str, record: dict, ran: list[str]) -> str:
         lines += ["", f"{dataset}: each user's last interaction, ranked among the whole catalogue",
                   table.to_string(index=False)]
     if "11_ship" in record:
-        manifest = json.loads(artefact(dataset, "build/model/manifest.json").read_text(encoding="utf-8"))
-        lines += ["", manifest["warning"]] if manifest.get("warning") else []  # ranks no better than the most rated
+        manifest = artefact(dataset, "build/model/manifest.json")
+        known = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
+        lines += ["", known["warning"]] if known.get("warning") else []  # ranks no better than the most rated
         option = "" if dataset == DEFAULT_DATASET else f" DATASET={shlex.quote(dataset)}"
         lines += ["", f"to try it in a browser: make serve{option}, then http://127.0.0.1:8000"]
     return "\n".join(lines)
