@@ -15,7 +15,7 @@ PORT    ?= 8000
 BIN     := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test bench results lab serve docker-check notes clean
+.PHONY: run test bench results lab serve docker-check notes agents clean
 .DELETE_ON_ERROR:
 
 .venv/ready: requirements.txt build/requirements.txt pyproject.toml
@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 	touch $@
 
 run: .venv/ready
-	@$(BIN)/python -m helpers.series --dataset "$(DATASET)" --workers "$(WORKERS)"
+	@$(BIN)/python -m tools.run --dataset "$(DATASET)" --workers "$(WORKERS)"
 
 test: .venv/ready
 	$(BIN)/ruff check .
@@ -45,7 +45,7 @@ NBVAL   := RECNN_ROOT=$(CURDIR)/.test $(PYTEST) --nbval --nbval-cell-timeout=360
 check-tables:
 	RECNN_TABLES=1 RECNN_ROOT=$(CURDIR)/.test/tables $(PYTEST) tests/test_any_table.py
 check-units:
-	RECNN_ROOT=$(CURDIR)/.test/units $(PYTEST) helpers tests
+	RECNN_ROOT=$(CURDIR)/.test/units $(PYTEST) helpers tools tests
 # Ray lies beside the requirements, so that all the rest is tested without it
 .venv/with-ray/ready: requirements-ray.txt .venv/ready
 	rm -rf .venv/with-ray
@@ -62,11 +62,11 @@ check-06 check-07 check-08 check-11: check-05
 check-09 check-10: check-06 check-07 check-08
 
 bench: .venv/ready
-	$(BIN)/python -m tests.benchmarks.frames
-	$(BIN)/python -m tests.benchmarks.metadata
-	$(BIN)/python -m tests.benchmarks.agents
-	$(BIN)/python -m tests.benchmarks.service
-	$(BIN)/python -m tests.benchmarks.cluster
+	$(BIN)/python -m benchmarks.frames
+	$(BIN)/python -m benchmarks.metadata
+	$(BIN)/python -m benchmarks.agents
+	$(BIN)/python -m benchmarks.service
+	$(BIN)/python -m benchmarks.cluster
 
 # the baselines of other libraries want other versions than ours, so they have an environment of their own
 data/results-env/ready: requirements-results.txt
@@ -76,10 +76,10 @@ data/results-env/ready: requirements-results.txt
 	touch $@
 
 results: .venv/ready data/results-env/ready
-	$(BIN)/python -m tests.benchmarks.results --dataset "$(DATASET)"
+	$(BIN)/python -m benchmarks.results --dataset "$(DATASET)"
 	for protocol in last-5 last-1 temporal; do \
-		data/results-env/bin/python tests/benchmarks/baselines.py data/$(DATASET)/results/$$protocol || exit 1; done
-	$(BIN)/python -m tests.benchmarks.results --dataset "$(DATASET)" --add-scores
+		data/results-env/bin/python benchmarks/baselines.py data/$(DATASET)/results/$$protocol || exit 1; done
+	$(BIN)/python -m benchmarks.results --dataset "$(DATASET)" --add-scores
 
 lab: .venv/ready
 	cd notes && ../$(BIN)/jupyter lab
@@ -95,7 +95,11 @@ docker-check: .venv/ready
 
 # for whoever edits a lesson: execute it into notes/ as it is committed, e.g. make notes ONLY="05 09"
 notes: .venv/ready
-	@$(BIN)/python -m helpers.series --dataset ml-100k --in-place --force $(ONLY)
+	@$(BIN)/python -m tools.run --dataset ml-100k --in-place --force $(ONLY)
+
+# write helpers/agents/ anew from the lesson cells, e.g. after a lesson was changed in JupyterLab
+agents: .venv/ready
+	@$(BIN)/python -m tools.export
 
 clean:
 	rm -rf .venv .test

@@ -9,15 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from scipy import sparse
 from torch import Tensor
 
 from helpers.datasets import in_order
 from helpers.files import DataError, replacing
 from helpers.frames import Frames, reward_of, rows_of
-
-# A recommender: (history, user_ids (U,)) → scores (U, n_items), higher is better, any scale.
-Recommender = Callable[[Frames, np.ndarray], Tensor]
+from helpers.recommenders import Recommender
 
 
 class Split(NamedTuple):
@@ -288,75 +285,3 @@ def promised_and_observed(value: Callable[[Tensor, Tensor], Tensor], frames: Fra
     answers = {"promised": t.action} | ({} if choose is None else {"own": choose(t.state)})
     columns = {name: value(t.state, action)[:, 0].float().cpu() for name, action in answers.items()}
     return pd.DataFrame({**columns, "observed": observed[index]}, index=index.numpy())
-
-
-def policy_recommender(actor: Callable[[Tensor], Tensor], memory: Recommender | None = None) -> Recommender:
-    """Score every item by its dot product with the proto-action for the user's last frame, in eval mode.
-
-    `memory` (history, user_ids) → (U, E) is added to the proto-action: what the log says beyond that frame.
-    """
-    def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
-        was_training = getattr(actor, "training", False)
-        try:
-            if was_training:
-                actor.eval()
-            with torch.no_grad():
-                proto_action = actor(history.last_states(user_ids))
-                return (proto_action if memory is None else proto_action + memory(history, user_ids)) @ history.items.T
-        finally:
-            if was_training:
-                actor.train()
-    return recommend
-
-
-def random_recommender(seed: int = 0) -> Recommender:
-    """Score at random, the floor; the scores go on from call to call."""
-    generator = torch.Generator().manual_seed(seed)
-    return lambda history, user_ids: torch.rand(len(user_ids), len(history.item_ids), generator=generator)
-
-
-def popularity_recommender(train: pd.DataFrame) -> Recommender:
-    """Score every item by how often the training part has it."""
-    def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
-        counts = train["item_id"].value_counts().reindex(history.item_ids, fill_value=0)
-        return torch.as_tensor(counts.to_numpy(np.float32)).expand(len(user_ids), -1)
-    return recommend
-
-
-def fit_ease(train: pd.DataFrame, item_ids: np.ndarray, ridge: float, most: int = 10_000) -> tuple[Tensor, Tensor]:
-    """Fit EASE on the training part: (rows of the item matrix that take part (m,), weights (m, m)).
-
-    Only the `most` popular items take part, for the fit inverts a matrix of that size.
-
-    Source: Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data", eq. 8.
-    """
-    kept = np.sort(rows_of(train["item_id"].value_counts().index[:most], item_ids))
-    column = pd.Index(item_ids[kept]).get_indexer(train["item_id"])
-    rows, users = pd.factorize(train["user_id"])
-    inside = column >= 0
-    x = sparse.csr_matrix((np.ones(inside.sum(), dtype=np.float32), (rows[inside], column[inside])),
-                          shape=(len(users), len(kept)))
-    x.data[:] = 1  # a user who rated an item twice still rated it
-    inverse = torch.linalg.inv(torch.as_tensor((x.T @ x).toarray()) + ridge * torch.eye(len(kept)))
-    weights = -inverse / inverse.diagonal()
-    return torch.as_tensor(kept), weights.fill_diagonal_(0)
-
-
-def ease_recommender(fitted: tuple[Tensor, Tensor], last: int, decay: float) -> Recommender:
-    """Apply EASE to each user's `last` items, weighted decay^age; other items than `fitted`'s score 0.
-
-    Steck's model is `last` = all, `decay` = 1; the rest is ours.
-    """
-    kept, weights = fitted
-
-    def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
-        place = history.places(user_ids)
-        x = torch.zeros(len(user_ids), len(history.item_ids))
-        for row, (start, n) in enumerate(zip(history.log_start[place], history.log_length[place], strict=True)):
-            recent = history.item_idx[start + max(n - last, 0):start + n].tolist()
-            for age, item in reversed(list(enumerate(reversed(recent)))):  # of a repeated item the latest counts
-                x[row, item] = decay ** age
-        scores = torch.zeros(len(user_ids), len(history.item_ids))
-        scores[:, kept] = x[:, kept] @ weights
-        return scores
-    return recommend

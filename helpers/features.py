@@ -1,9 +1,12 @@
 """Turn facts, texts and co-ratings into numbers, and numbers into one item matrix."""
 
+import json
 import zipfile
 from collections import Counter
 from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,11 +15,57 @@ from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.preprocessing import normalize
 
 from helpers.datasets import in_order
-from helpers.files import DataError, need, replacing, shown
+from helpers.files import DataError, need, replacing, shown, write_json
 from helpers.frames import rows_of
 
 LISTS = ("genres", "production_companies", "production_countries", "spoken_languages")
 FACTS = ("release_year", "runtime", "budget", "revenue")
+
+
+# The schema of a film's facts. None: unknown; an empty list: none known.
+SCHEMA: dict[str, Any] = {
+    "adult": False, "collection": None, "genres": [], "original_language": None, "overview": None,
+    "popularity": None, "production_companies": [], "production_countries": [], "release_year": None,
+    "release_month": None, "revenue": None, "runtime": None, "spoken_languages": [], "tagline": None,
+    "title": None, "vote_average": None, "vote_count": None, "budget": None, "revenue_d": None,
+}
+
+
+def catalogue_infos(items: pd.DataFrame, rated: pd.Series) -> dict[int, dict]:
+    """Start `infos` from the catalogue; a rated item it lacks gets its id as title.
+
+    Args:
+        items: as `datasets.read_items` returns it.
+        rated: item ids of the ratings (int64, repeats allowed).
+    """
+    infos = {}
+    for item_id, title, year, genres in items[["item_id", "title", "year", "genres"]].itertuples(index=False):
+        infos[int(item_id)] = {**deepcopy(SCHEMA), "title": title, "genres": list(genres),
+                               "release_year": None if pd.isna(year) else int(year)}
+    for item_id in sorted(set(rated.unique()) - infos.keys()):
+        infos[int(item_id)] = {**deepcopy(SCHEMA), "title": f"item {item_id}"}
+    return infos
+
+
+def write_infos(path: Path, infos: dict[int, dict]) -> None:
+    """Write `infos.json`, keys as text as JSON wants them."""
+    write_json(path, {str(item_id): info for item_id, info in infos.items()})
+
+
+def read_infos(path: Path) -> dict[int, dict]:
+    """Read `infos.json` back, with integer item ids.
+
+    Raises:
+        DataError: if the file is damaged or a film lacks a field of the schema.
+    """
+    try:
+        infos = {int(key): info for key, info in json.loads(Path(path).read_text(encoding="utf-8")).items()}
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, ValueError) as error:
+        raise DataError(f"{shown(path)} is damaged ({error}): delete it and run notes/01_data_parsing.ipynb") from error
+    for item_id, info in infos.items():
+        if lacking := SCHEMA.keys() - (info.keys() if isinstance(info, dict) else set()):
+            raise DataError(f"{shown(path)}: film {item_id} lacks {', '.join(sorted(lacking))}")
+    return infos
 
 
 def label_encode(values: Iterable) -> dict:

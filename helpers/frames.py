@@ -4,15 +4,12 @@ import contextlib
 import hashlib
 import json
 import math
-import sys
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import h5py
 import hdf5plugin
-import numba
 import numpy as np
 import pandas as pd
 import torch
@@ -20,11 +17,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from helpers.datasets import in_order
+from helpers.fast import Pool, fill
 from helpers.files import DataError, need, replacing, shown, write_json, writing
 
-BLOCK = 64       # rows whose places in the log are fetched together
 GROUP = 1 << 21  # rows shuffled together
-ALONE = 1024     # rows up to which one thread does it: a training step keeps its threads to itself
 FIELDS = ("state", "action", "reward", "next_state", "done")
 
 
@@ -107,7 +103,7 @@ class Frames(torch.utils.data.Dataset):
         self.frame_size, self.embed_size = frame_size, int(item_matrix.shape[1])
         self.user_ids, self.log_start, self.log_length = users[starts], starts, lengths
         self.n_short_users = int((~long).sum())
-        self.device, self._memory = torch.device(device), _Memory()
+        self.device, self._pool = torch.device(device), Pool()
         self.item_ids = np.asarray(item_ids)
         self.items = torch.as_tensor(item_matrix, dtype=torch.float32, device=device) \
             .clone(memory_format=torch.contiguous_format)             # (n_items, E): torch begins it at a cache line
@@ -161,11 +157,10 @@ class Frames(torch.utils.data.Dataset):
 
     def _fill(self, index: Tensor) -> Transition:
         n, width = len(index), self.frame_size * (self.embed_size + 1)
-        arrays = self._memory.take([(n, size) for size in (width, self.embed_size, 1, width, 1)])
+        arrays = self._pool.take([(n, size) for size in (width, self.embed_size, 1, width, 1)])
         log = (field.numpy() for field in (self.start, self.item_idx, self.rating, self.items))
-        fill = _fill_in_parallel if torch.get_num_threads() > 1 and n > ALONE else _fill_rows
         fill(0, n, index.numpy(), *log, self.frame_size, *arrays)
-        return self._memory.lend(arrays)
+        return Transition(*self._pool.lend(arrays))
 
     def shuffle_ties(self, seed: int | None) -> None:
         """Put ratings that share a user and a second in another order, the same for a seed; None: as they came.
@@ -267,95 +262,12 @@ class Frames(torch.utils.data.Dataset):
         return state if self.gap is None else torch.cat([state, self.gap[rows] * real], dim=1)
 
 
-class _Memory:
-    """Float32 arrays for batches: those of an earlier batch again, once nobody holds them.
-
-    Fresh memory costs more than to fill it. A tensor, and whatever shares its memory, holds a reference to its
-    array, so the count of references tells whether an earlier batch is still in use.
-    """
-
-    def __init__(self):
-        self._lent: deque[list[np.ndarray]] = deque(maxlen=2)
-
-    def take(self, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
-        for _ in range(len(self._lent)):
-            with contextlib.suppress(IndexError):  # another thread was quicker
-                arrays = self._lent.popleft()      # taken out first: no other thread can see it now
-                if [array.shape for array in arrays] == shapes:
-                    if all(sys.getrefcount(array) == 3 for array in arrays):  # the list, the loop, the call
-                        return arrays
-                    self._lent.append(arrays)
-        return [np.empty(shape, np.float32) for shape in shapes]
-
-    def lend(self, arrays: list[np.ndarray]) -> Transition:
-        self._lent.append(arrays)
-        return Transition(*(torch.from_numpy(array) for array in arrays))
-
-
 class _Whole(Transition):
     """A batch fetched whole: a DataLoader collates a list of one of these by taking it out."""
 
 
 torch.utils.data._utils.collate.default_collate_fn_map[_Whole] = \
     lambda batch, *, collate_fn_map=None: Transition(*batch[0])
-
-
-@numba.njit(nogil=True, cache=True)
-def _fill_rows(first, stop, index, start, item_idx, rating, items, frame_size,
-               state, action, reward, next_state, done):
-    """Write transitions first … stop − 1 of a batch; each embedding goes straight to where it belongs.
-
-    In two passes over blocks of rows. A shuffled row touches the log at a random place, and waiting for memory
-    there costs more than copying 10 KB. The first pass only fetches, so that the waits of many rows overlap.
-    """
-    size = items.shape[1]
-    begin = np.empty(BLOCK, dtype=np.uint64)
-    vectors = np.empty((BLOCK, frame_size + 1), dtype=np.uint32)
-    stars = np.empty((BLOCK, frame_size + 1), dtype=np.float32)
-    for low in range(first, stop, BLOCK):
-        n = min(BLOCK, stop - low)
-        for k in range(n):
-            transition = np.uint64(index[low + k])
-            begin[k] = start[transition]
-            following = transition + np.uint64(1)  # windows of one log stand side by side
-            done[low + k, 0] = following == len(start) or start[following] != start[transition] + 1
-        for k in range(n):  # both ends of a window first: all its cache lines are under way
-            vectors[k, 0] = item_idx[begin[k]]
-            vectors[k, frame_size] = item_idx[begin[k] + np.uint64(frame_size)]
-            stars[k, 0] = rating[begin[k]]
-            stars[k, frame_size] = rating[begin[k] + np.uint64(frame_size)]
-        for k in range(n):
-            for place in range(frame_size + 1):
-                vectors[k, place] = item_idx[begin[k] + np.uint64(place)]
-                stars[k, place] = rating[begin[k] + np.uint64(place)]
-            reward[low + k, 0] = 2 * (stars[k, frame_size] - 2.5)
-        for k in range(n):  # row by row, number by number: slices assigned whole are half as fast in numba
-            row, next_row, taken = state[low + k], next_state[low + k], action[low + k]
-            for place in range(frame_size + 1):
-                vector = items[np.uint64(vectors[k, place])]
-                if place < frame_size:
-                    part = row[place * size:(place + 1) * size]
-                    for e in range(size):
-                        part[e] = vector[e]
-                else:
-                    for e in range(size):
-                        taken[e] = vector[e]
-                if place > 0:
-                    part = next_row[(place - 1) * size:place * size]
-                    for e in range(size):
-                        part[e] = vector[e]
-            for place in range(frame_size):
-                row[frame_size * size + place] = stars[k, place]
-                next_row[frame_size * size + place] = stars[k, place + 1]
-
-
-@numba.njit(parallel=True, nogil=True, cache=True)
-def _fill_in_parallel(first, stop, index, start, item_idx, rating, items, frame_size,
-                      state, action, reward, next_state, done):
-    for block in numba.prange((stop - first + BLOCK - 1) // BLOCK):
-        low = first + block * BLOCK
-        _fill_rows(low, min(low + BLOCK, stop), index, start, item_idx, rating, items, frame_size,
-                   state, action, reward, next_state, done)
 
 
 def _shuffled(n: int, seed: int) -> Iterator[Tensor]:
@@ -508,7 +420,7 @@ def read_static(path: Path, batch_size: int, frame_size: int, item_matrix: np.nd
         if file.attrs["hash"] != matrix_hash(item_matrix):
             raise DataError(f"{shown(path)} was written with another item matrix: "
                             f"run notes/04_static_dataset.ipynb again")
-        fields, n_rows, memory = [file[name] for name in FIELDS], len(file["reward"]), _Memory()
+        fields, n_rows, pool = [file[name] for name in FIELDS], len(file["reward"]), Pool()
         rows = batch_size * -(-4096 // batch_size)  # whole batches and whole chunks, even where batches are small
         stored = [np.empty((min(rows, n_rows), *field.shape[1:]), field.dtype) for field in fields]
         for low in range(0, n_rows, rows):
@@ -521,10 +433,10 @@ def read_static(path: Path, batch_size: int, frame_size: int, item_matrix: np.nd
                                 f"delete it and run notes/04_static_dataset.ipynb") from error
             for first in range(0, high - low, batch_size):
                 n = min(batch_size, high - low - first)
-                arrays = memory.take([(n, *(field.shape[1:] or (1,))) for field in fields])
+                arrays = pool.take([(n, *(field.shape[1:] or (1,))) for field in fields])
                 for raw, array in zip(stored, arrays, strict=True):
                     torch.from_numpy(array).copy_(torch.from_numpy(raw[first:first + n].reshape(array.shape)))
-                yield Transition(*(field.to(device) for field in memory.lend(arrays)))
+                yield Transition(*(field.to(device) for field in pool.lend(arrays)))
 
 
 def open_static(path: Path) -> h5py.File:

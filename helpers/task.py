@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from helpers import datasets, evaluation, features, metadata
+from helpers import datasets, evaluation, features
 from helpers.files import data_dir, need
 from helpers.frames import Frames, Transition
 
@@ -59,7 +59,7 @@ def load_task(dataset: str, frame_size: int = 10, device: str | torch.device = "
     home = data_dir(dataset)
     split = evaluation.split_last(datasets.read_ratings(datasets.fetch(dataset)))
     ids, matrix = features.read_item_matrix(need(home / "embeddings.npz", "03_pca"))
-    infos = metadata.read_infos(need(home / "infos.json", "01_data_parsing"))
+    infos = features.read_infos(need(home / "infos.json", "01_data_parsing"))
     log_length = split.train.groupby("user_id").size()
     long_enough = log_length.index[log_length > frame_size]
     n_apart = max(1, int(share_apart * len(long_enough)))

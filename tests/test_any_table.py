@@ -8,10 +8,11 @@ import sys
 import nbformat
 import pytest
 
-from helpers import files, series
+from benchmarks.service import free_port, service
+from helpers import files
 from tests import tables
-from tests.benchmarks.service import free_port, service
 from tests.test_page import browser, rate, rows, settled, slate, visit  # noqa: F401  (browser is a fixture)
+from tools import run as series
 
 pytestmark = pytest.mark.skipif(not os.environ.get("RECNN_TABLES"), reason="minutes: make check-tables")
 
@@ -23,7 +24,7 @@ def shipped(request, tmp_path_factory):
     folder = root / request.param
     folder.mkdir()
     tables.TABLES[request.param](folder)
-    run = subprocess.run([sys.executable, "-m", "helpers.series", "--quick", "--dataset", str(folder)],
+    run = subprocess.run([sys.executable, "-m", "tools.run", "--quick", "--dataset", str(folder)],
                          env={**os.environ, "RECNN_ROOT": str(root)}, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     return run.stdout, files.data_dir(str(folder), root), files.build_dir(str(folder), root)

@@ -15,10 +15,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from helpers import cluster
+from helpers.agents import beyond_one_machine
+from helpers.agents import d4pg as d4pg_lesson
+from helpers.agents import ddpg as ddpg_lesson
+from helpers.extra import cluster
 from helpers.files import DataError
 from helpers.frames import Frames
-from helpers.lessons import load_lesson
 
 F, ITEMS = 3, np.arange(12)
 MATRIX = np.random.default_rng(0).normal(size=(12, 6)).astype(np.float32)
@@ -50,7 +52,7 @@ def ddpg(frames, before=lambda step: None):
 
     Logged are the worker's transitions, and the steps since it was started.
     """
-    lesson, step = load_lesson("05_ddpg"), 0
+    lesson, step = ddpg_lesson, 0
     agent = lesson.new_agent(0, F, 6, 1e-3, hidden_size=16, dropout=0.0, item_dropout=0.0)
     learn = partial(lesson.update, agent, frames, gamma=0.9, tau=0.02, decay=0.7, value_weight=1e-9)
 
@@ -188,14 +190,14 @@ def test_d4pg_with_priorities_trains_together(home, tmp_path):
 
 
 def d4pg(frames):
-    lesson = load_lesson("06_d4pg")
+    lesson = d4pg_lesson
     agent = lesson.new_d4pg_agent(0, F, 6, 1e-3, replay_size=len(frames), hidden_size=16)
     return partial(lesson.d4pg_update, agent, frames, gamma=0.9, tau=0.02, decay=0.7, n=2,
                    support=torch.linspace(-40, 50, 51)), agent, {"sample": agent["replay"].sample}
 
 
 def test_lesson_13_has_actors_on_the_nodes_play_and_make_transitions(home):
-    lesson, d4pg_lesson = load_lesson("13_beyond_one_machine"), load_lesson("06_d4pg")
+    lesson = beyond_one_machine
     learner = d4pg_lesson.new_d4pg_agent(0, learning_rate=3e-3, **d4pg_lesson.TOY)
     met = lesson.learn_from_players(cluster.ray(), learner, (0.1, 1.0), rounds=6, gamma=0.9, tau=0.02, decay=0.7, n=3,
                                     support=torch.linspace(-40, 50, 51), behaviour_weight=0.02)

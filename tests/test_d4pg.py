@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.agents import d4pg as d4pg_lesson
 from helpers.frames import reward_of
-from helpers.lessons import load_lesson
 from helpers.losses import log_policy, mean_item, mean_of, n_step
 from helpers.replay import Prioritised
 from helpers.toy import STARS, share_of_optimum, toy_states
@@ -18,7 +18,7 @@ SUPPORT = torch.linspace(-40, 50, 51)
 
 @pytest.fixture(scope="module")
 def d4pg():
-    return load_lesson("06_d4pg")
+    return d4pg_lesson
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from helpers import datasets
+from helpers.agents import data_parsing
 from helpers.datasets import (
     download,
     fetch,
@@ -24,7 +25,6 @@ from helpers.datasets import (
     unpack,
 )
 from helpers.files import DataError
-from helpers.lessons import load_lesson
 
 CSV = "userId,movieId,rating,timestamp\n"
 INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
@@ -841,7 +841,7 @@ def test_summary_counts_what_a_reader_should_know(raw):
     folder = raw({"ratings.csv": CSV + "1,10,3,5\n1,20,4,5\n1,10,5,9\n1,10,1,9\n2,10,2,9\n2,77,2,8\n3,20,2,9\n",
                   "movies.csv": MOVIES + "".join(f"{i},A,B\n" for i in (20, 10, 50, 40, 30)),
                   "links.csv": "movieId,imdbId,tmdbId\n10,01,8\n20,02,\n30,03,8\n40,04,9\n40,05,9\n"})
-    table = load_lesson("01_data_parsing").what_is_odd(read_ratings(folder), read_items(folder), read_links(folder))
+    table = data_parsing.what_is_odd(read_ratings(folder), read_items(folder), read_links(folder))
     assert {fact: (row["count"], row["which"]) for fact, row in table.iterrows()} == {
         "ratings": (7, ""),
         "users": (3, ""),
@@ -858,7 +858,7 @@ def test_summary_counts_what_a_reader_should_know(raw):
 @pytest.mark.parametrize("files", [{}, {"ml.link": "item_id:token\tentity_id:token\n20\tm.1\n"}])
 def test_without_tmdb_links_no_item_has_a_tmdb_id(raw, files):
     folder = raw({"u.data": "1\t20\t3\t4\n", "movies.csv": MOVIES + "20,A,B\n10,A,B\n", **files})
-    table = load_lesson("01_data_parsing").what_is_odd(read_ratings(folder), read_items(folder), read_links(folder))
+    table = data_parsing.what_is_odd(read_ratings(folder), read_items(folder), read_links(folder))
     assert table.loc["items without a tmdbId", "which"] == [10, 20]
     assert table.loc["tmdbIds used by several items", "count"] == 0
 

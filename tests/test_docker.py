@@ -25,8 +25,8 @@ from urllib.parse import urlsplit
 import pytest
 from dockerfile_parse import DockerfileParser
 
+from benchmarks.service import answer, free_port, write_model
 from helpers.files import PROJECT
-from tests.benchmarks.service import answer, free_port, write_model
 
 FILES = {"notebooks": PROJECT / "Dockerfile", "service": PROJECT / "build" / "Dockerfile"}
 ALL = bool(os.environ.get("RECNN_DOCKER"))  # `make docker-check`: the notebooks' requirements too, some minutes
@@ -284,9 +284,9 @@ def test_the_notebooks_dockerfile_ends_in_jupyter_and_make_run_knows_what_to_do(
         with pytest.raises(urllib.error.HTTPError, match="403"):  # who has not the token reads nothing
             urllib.request.urlopen(f"{address}/api/contents", timeout=20)
     told = subprocess.run(["make", "--dry-run", "run"], cwd=place, env=variables, capture_output=True, text=True)
-    assert told.returncode == 0 and "helpers.series" in told.stdout
+    assert told.returncode == 0 and "tools.run" in told.stdout
     if ALL:
-        first = [".venv/bin/python", "-m", "helpers.series", "00", "01"]
+        first = [".venv/bin/python", "-m", "tools.run", "00", "01"]
         done = subprocess.run(first, cwd=place, env=variables, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         print("  ran lessons 00 and 01 there")

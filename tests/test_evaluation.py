@@ -4,16 +4,11 @@ import pytest
 import torch
 from sklearn.metrics import ndcg_score
 
-from helpers import evaluation
+from helpers import evaluation, recommenders
 from helpers.evaluation import (
     bootstrap,
     case_metrics,
-    ease_recommender,
-    fit_ease,
     mask_seen,
-    policy_recommender,
-    popularity_recommender,
-    random_recommender,
     rank_held_out,
     split_last,
     together,
@@ -201,15 +196,15 @@ def test_interval_of_equal_values_has_no_width():
 
 def test_popularity_counts_the_training_part(frames, item_ids):
     train = pd.DataFrame({"item_id": [10, 10, 30, 20, 10, 30]})
-    scores = popularity_recommender(train)(frames, np.array([1, 5]))
+    scores = recommenders.popularity(train)(frames, np.array([1, 5]))
     assert scores.tolist() == [[0, 3, 0, 1, 2]] * 2  # items 50, 10, 40, 20, 30
 
 
 def test_random_scores_repeat_for_a_seed(frames):
     users = np.array([1, 2, 5])
-    assert torch.equal(random_recommender(3)(frames, users), random_recommender(3)(frames, users))
-    assert not torch.equal(random_recommender(3)(frames, users), random_recommender(4)(frames, users))
-    assert random_recommender()(frames, users).shape == (3, 5)
+    assert torch.equal(recommenders.random(3)(frames, users), recommenders.random(3)(frames, users))
+    assert not torch.equal(recommenders.random(3)(frames, users), recommenders.random(4)(frames, users))
+    assert recommenders.random()(frames, users).shape == (3, 5)
 
 
 def ease_in_closed_form(x, ridge):
@@ -221,13 +216,13 @@ def ease_in_closed_form(x, ridge):
 
 def test_ease_is_its_closed_form(frames, ratings, item_ids):
     x = (pd.crosstab(ratings["user_id"], ratings["item_id"])[item_ids].to_numpy() > 0).astype(float)
-    scores = ease_recommender(fit_ease(ratings, item_ids, 2.0), 100, 1.0)(frames, np.array([1, 2, 5, 7]))
+    scores = recommenders.ease(recommenders.fit_ease(ratings, item_ids, 2.0), 100, 1.0)(frames, np.array([1, 2, 5, 7]))
     np.testing.assert_allclose(scores, x @ ease_in_closed_form(x, 2.0), atol=1e-5)
 
 
 def test_ease_weighs_the_last_items_by_their_age(frames, ratings, item_ids):
     x = (pd.crosstab(ratings["user_id"], ratings["item_id"])[item_ids].to_numpy() > 0).astype(float)
-    scores = ease_recommender(fit_ease(ratings, item_ids, 2.0), 2, 0.5)(frames, np.array([7, 5]))
+    scores = recommenders.ease(recommenders.fit_ease(ratings, item_ids, 2.0), 2, 0.5)(frames, np.array([7, 5]))
     # items 50, 10, 40, 20, 30: user 7 ends with 30, 20; user 5 with 20, 40
     weights = np.array([[0, 0, 0, 1, 1 / 2], [0, 0, 1, 1 / 2, 0]])
     np.testing.assert_allclose(scores, weights @ ease_in_closed_form(x, 2.0), atol=1e-5)
@@ -237,13 +232,14 @@ def test_item_taken_twice_weighs_as_its_latest_time(ratings, item_ids, item_matr
     x = (pd.crosstab(ratings["user_id"], ratings["item_id"])[item_ids].to_numpy() > 0).astype(float)
     log = pd.DataFrame({"user_id": 4, "item_id": [10, 20, 10], "rating": 3.0, "timestamp": [1, 2, 3]})
     history = Frames(log, item_ids, item_matrix, 2)
-    scores = ease_recommender(fit_ease(ratings, item_ids, 2.0), 3, 0.5)(history, np.array([4]))
+    scores = recommenders.ease(recommenders.fit_ease(ratings, item_ids, 2.0), 3, 0.5)(history, np.array([4]))
     np.testing.assert_allclose(scores, np.array([[0, 1, 0, 1 / 2, 0]]) @ ease_in_closed_form(x, 2.0), atol=1e-5)
 
 
 def test_ease_on_the_popular_items_leaves_the_others_at_zero(frames, item_ids):
     train = pd.DataFrame({"user_id": [1, 1, 2, 2, 3, 3, 4], "item_id": [10, 20, 10, 20, 10, 30, 20]})
-    scores = ease_recommender(fit_ease(train, item_ids, 1.0, most=2), 9, 1.0)(frames, np.array([1, 5])).numpy()
+    fitted = recommenders.fit_ease(train, item_ids, 1.0, most=2)
+    scores = recommenders.ease(fitted, 9, 1.0)(frames, np.array([1, 5])).numpy()
     b = ease_in_closed_form(np.array([[1.0, 1], [1, 1], [1, 0], [0, 1]]), 1.0)  # items 10 and 20
     expected = np.zeros((2, 5))
     expected[0, [1, 3]] = np.array([1, 1]) @ b
@@ -253,7 +249,7 @@ def test_ease_on_the_popular_items_leaves_the_others_at_zero(frames, item_ids):
 
 def test_ease_refuses_a_stranger(frames, ratings, item_ids):
     with pytest.raises(DataError, match="99"):
-        ease_recommender(fit_ease(ratings, item_ids, 1.0), 9, 1.0)(frames, np.array([99]))
+        recommenders.ease(recommenders.fit_ease(ratings, item_ids, 1.0), 9, 1.0)(frames, np.array([99]))
 
 
 class Probe(torch.nn.Module):
@@ -272,7 +268,7 @@ class Probe(torch.nn.Module):
 def test_policy_is_asked_in_evaluation_mode_and_left_as_it_was(frames, training):
     actor = Probe().train(training)
     users = np.array([7, 1])
-    scores = policy_recommender(actor)(frames, users)
+    scores = recommenders.policy(actor)(frames, users)
     assert actor.modes == [(False, False, False)]
     assert actor.training is training and actor.dropout.training is training
     torch.testing.assert_close(scores, frames.last_states(users)[:, :3] @ frames.items.T)
@@ -281,12 +277,12 @@ def test_policy_is_asked_in_evaluation_mode_and_left_as_it_was(frames, training)
 def test_policy_that_fails_is_left_as_it_was(frames):
     actor = Probe(fail=True).train()
     with pytest.raises(RuntimeError):
-        policy_recommender(actor)(frames, np.array([7]))
+        recommenders.policy(actor)(frames, np.array([7]))
     assert actor.training
 
 
 def test_policy_can_be_a_plain_function(frames):
-    scores = policy_recommender(lambda state: state[:, 3:6])(frames, np.array([5]))
+    scores = recommenders.policy(lambda state: state[:, 3:6])(frames, np.array([5]))
     torch.testing.assert_close(scores, frames.items[2:3] @ frames.items.T)  # item 40 was the last
 
 
@@ -443,4 +439,4 @@ def test_repeats_that_nothing_can_find_are_counted_aloud():
     history = small_catalogue()
     cases = pd.DataFrame({"user_id": [1, 2], "item_id": [3, 3], "rating": 4.0})
     with pytest.warns(UserWarning, match="1 of 2 held-out items had been rated before"):
-        evaluation.rank_held_out(evaluation.random_recommender(), history, cases)
+        evaluation.rank_held_out(recommenders.random(), history, cases)

@@ -4,11 +4,10 @@ import pytest
 import torch
 from sklearn.metrics import ndcg_score, roc_auc_score
 
-from helpers import datasets, news
-from helpers.files import DataError
-from helpers.frames import Frames
-from helpers.lessons import load_lesson
-from helpers.news import (
+from helpers import datasets
+from helpers.agents import your_data
+from helpers.extra import news
+from helpers.extra.news import (
     all_shown,
     clicks_before,
     draw_skipped,
@@ -20,6 +19,8 @@ from helpers.news import (
     states_of_pages,
     texts_of,
 )
+from helpers.files import DataError
+from helpers.frames import Frames
 
 ARTICLES = ('N8\tsports\tgolf\tThe "Open" begins\tAll about it\thttps://x/8\t[]\t[]\n'
             "N3\tnews\tworld\tRain\t\thttps://x/3\t[]\t[]\n"
@@ -309,7 +310,7 @@ def test_no_impressions_give_an_empty_table():
 # --- the lesson's own step
 
 def test_a_skip_is_a_transition_of_its_own_that_leaves_the_reader_where_she_is(read):
-    lesson, log = load_lesson("12_your_data"), read()
+    lesson, log = your_data, read()
     matrix = np.arange(1, 9, dtype=np.float32).reshape(4, 2)
     frames = Frames(log.ratings, log.items["item_id"].to_numpy(), matrix, frame_size=2)
     index = torch.arange(len(frames))  # U9's clicks on N1, beside which N8 and N5 were skipped, then on N3 and N5

@@ -6,8 +6,9 @@ import re
 import nbformat
 import pytest
 
-from helpers.lessons import NOTES
-from helpers.series import LESSONS
+from tools import export
+from tools.export import NOTES
+from tools.run import LESSONS
 
 PATHS = sorted(NOTES.glob("*.ipynb"))
 HEADINGS = ("**Goal", "**You will learn", "## Setup", "## What can go wrong", "## References")
@@ -147,3 +148,9 @@ def test_two_lessons_do_not_define_the_same_function():
                 if isinstance(node, ast.FunctionDef | ast.ClassDef):
                     where.setdefault(node.name, []).append(path.stem)
     assert {name: books for name, books in where.items() if len(books) > 1} == {}
+
+
+def test_agents_are_what_the_lesson_cells_define():
+    modules = {f"{path.stem[3:]}.py": source for path in PATHS if (source := export.module_of(path))}
+    written = {path.name: path.read_text() for path in export.AGENTS.glob("*.py") if path.name != "__init__.py"}
+    assert written == modules, "make agents"

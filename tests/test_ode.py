@@ -8,8 +8,8 @@ import torch
 from torchdiffeq import odeint
 
 from helpers import networks
+from helpers.agents import ode as ode_lesson
 from helpers.frames import Frames
-from helpers.lessons import load_lesson
 from helpers.networks import ODERNN, Actor
 
 F, E, H = 4, 3, 5
@@ -159,6 +159,6 @@ def test_reads_the_times_of_a_log():
 
 def test_lesson_shows_how_to_tell_a_network_the_time(monkeypatch):
     monkeypatch.setattr(networks, "ENCODERS", dict(networks.ENCODERS))
-    encoder, state = load_lesson("08_ode").FlatGaps(F, E), states(2, [0.0, 1.0, 30.0, 365.0])
+    encoder, state = ode_lesson.FlatGaps(F, E), states(2, [0.0, 1.0, 30.0, 365.0])
     assert encoder.out_size == F * (E + 2) and torch.equal(encoder(state)[:, :-F], state[:, :-F])
     assert encoder(state)[0, -F:].tolist() == pytest.approx([0, math.log(2) / YEAR, math.log(31) / YEAR, 1])

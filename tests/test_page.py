@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from benchmarks.service import answer, free_port, service, write_model
 from helpers.files import DEFAULT_DATASET, build_dir, replacing, res_dir
-from tests.benchmarks.service import answer, free_port, service, write_model
 
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
              "--disable-background-networking", "--disable-component-update", "--disable-sync"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers import toy
-from helpers.lessons import load_lesson
+from helpers.agents import rainbow as rainbow_lesson
 from helpers.losses import log_policy, mean_of, project
 from helpers.training import fit, load_policy, save_policy
 
@@ -18,7 +18,7 @@ SMALL = dict(hidden_size=32, dropout=0.0, item_dropout=0.0)
 
 @pytest.fixture(scope="module")
 def lesson():
-    return load_lesson("07_rainbow")
+    return rainbow_lesson
 
 
 @pytest.fixture

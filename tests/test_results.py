@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers import evaluation
+from benchmarks import results
+from helpers import evaluation, recommenders
+from helpers.agents import evaluation as evaluation_lesson
 from helpers.frames import Frames
-from helpers.lessons import load_lesson
-from helpers.memory import Memory, fit_memory
-from tests.benchmarks import results
+from helpers.recommenders import Memory, fit_memory
 
 IDS = np.arange(30)
 
@@ -27,7 +27,7 @@ def ratings():
 
 @pytest.fixture
 def lesson():
-    return load_lesson("10_evaluation")
+    return evaluation_lesson
 
 
 @pytest.mark.parametrize("protocol", ["last-1", "last-5", "temporal"])
@@ -84,7 +84,7 @@ def test_scores_of_others_take_a_memory_as_a_policy_does(ratings):
     matrix = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
     turns, memory = results.framed(part.test, IDS, matrix), fit_memory(part.train, IDS, matrix, 10.0, 3.0, 0.2)
     silent = results.judged_scores(torch.zeros(60, 30), turns, None, memory)
-    policy = evaluation.policy_recommender(lambda state: torch.zeros(len(state), 4), memory)
+    policy = recommenders.policy(lambda state: torch.zeros(len(state), 4), memory)
     pd.testing.assert_frame_equal(silent, evaluation.user_metrics(results.ranked(policy, turns)))
 
 

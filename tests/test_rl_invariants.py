@@ -10,12 +10,15 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers import training
-from helpers.evaluation import observed_returns, policy_recommender
+from helpers import recommenders, training
+from helpers.agents import d4pg, embeddings
+from helpers.agents import ddpg as ddpg_lesson
+from helpers.agents import rainbow as rainbow_lesson
+from helpers.evaluation import observed_returns
 from helpers.files import PROJECT
 from helpers.frames import Frames, reward_of
-from helpers.lessons import NOTES, load_lesson
-from helpers.series import LESSONS
+from tools.export import NOTES
+from tools.run import LESSONS
 
 GAMMA, TAU = 0.9, 0.02
 AGENTS = [name for name, (_, writes, _) in LESSONS.items() if any(path.startswith("policies/") for path in writes)]
@@ -23,7 +26,7 @@ AGENTS = [name for name, (_, writes, _) in LESSONS.items() if any(path.startswit
 
 @pytest.fixture(scope="module")
 def ddpg():
-    return load_lesson("05_ddpg")
+    return ddpg_lesson
 
 
 @pytest.fixture
@@ -160,7 +163,7 @@ def test_6_the_supervised_twin_never_touches_its_critic(ddpg, agent, frames):
 def test_9_baselines_and_agents_of_lesson_5_are_fitted_on_the_training_part():
     cells = [c for c in nbformat.read(NOTES / "05_ddpg.ipynb", as_version=4).cells if c.cell_type == "code"]
     fits = [node for cell in cells for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)
-            and ast.unparse(node.func).split(".")[-1] in ("popularity_recommender", "fit_ease", "tune_ease")]
+            and ast.unparse(node.func).split(".")[-1] in ("popularity", "fit_ease", "tune_ease")]
     assert {ast.unparse(call.args[0]) for call in fits} == {"split.train", "train"}
     trained_on = [ast.unparse(call.args[1]) for cell in cells for call in ast.walk(ast.parse(cell.source))
                   if isinstance(call, ast.Call) and ast.unparse(call.func) == "training.fit"]
@@ -207,7 +210,7 @@ def test_11_covariances_have_dimensions_for_columns():
 
 
 def test_12_the_lesson_pools_real_tokens_alone():
-    masked_mean = load_lesson("02_embeddings").masked_mean
+    masked_mean = embeddings.masked_mean
     h = torch.randn(1, 5, 7, generator=torch.Generator().manual_seed(0))
     padded = torch.cat([h, torch.full((1, 4, 7), 99.0)], dim=1)
     alone = masked_mean(h, torch.ones(1, 5))
@@ -232,21 +235,21 @@ RULE = dict(gamma=GAMMA, tau=TAU, decay=0.7, n=3, support=SUPPORT)
 
 
 def ddpg_maker(frames, seed):
-    lesson = load_lesson("05_ddpg")
+    lesson = ddpg_lesson
     agent = lesson.new_agent(seed, 3, 6, 1e-3, **SMALL)
     return agent, lambda index, **options: lesson.update(
         agent, frames, index, gamma=GAMMA, tau=TAU, decay=0.7, **options)
 
 
 def d4pg_maker(frames, seed):
-    lesson = load_lesson("06_d4pg")
+    lesson = d4pg
     agent = lesson.new_d4pg_agent(seed, 3, 6, 1e-3, n_atoms=51, replay_size=len(frames), **SMALL)
     return agent, lambda index, **options: lesson.d4pg_update(
         agent, frames, agent["replay"].sample(len(index)), **RULE, **options)
 
 
 def rainbow_maker(frames, seed):
-    lesson = load_lesson("07_rainbow")
+    lesson = rainbow_lesson
     agent = lesson.new_rainbow_agent(seed, frames.items, 3, 1e-3, n_transitions=len(frames), n_atoms=51, **SMALL)
     return agent, lambda index, **options: lesson.rainbow_update(
         agent, frames, agent["replay"].sample(len(index)), **RULE, **options)
@@ -298,7 +301,7 @@ def test_10_the_same_seed_gives_the_same_numbers_for_every_agent(maker):
 def test_10_nothing_held_out_is_judged_while_an_agent_trembles(maker, frames):
     agent, make_step = maker(0)
     make_step(torch.arange(48))
-    recommend = policy_recommender(agent["actor"].train())
+    recommend = recommenders.policy(agent["actor"].train())
     assert torch.equal(recommend(frames, frames.user_ids), recommend(frames, frames.user_ids))
     assert agent["actor"].training
     assert not agent["actor_target"].training
@@ -320,6 +323,6 @@ def test_6_without_its_behaviour_term_no_agent_learns_what_people_choose(maker, 
             make_step(torch.arange(96), **option)
         t, items = frames.gather(torch.arange(len(frames))), frames.next_items(torch.arange(len(frames)), 1)
         with torch.no_grad():
-            log_p = load_lesson("05_ddpg").log_policy(agent["actor_target"](t.state), frames.items)
-        losses[weight] = load_lesson("05_ddpg").behaviour_loss(log_p, items, 1.0).item()
+            log_p = ddpg_lesson.log_policy(agent["actor_target"](t.state), frames.items)
+        losses[weight] = ddpg_lesson.behaviour_loss(log_p, items, 1.0).item()
     assert losses[1.0] < losses[0.0]

@@ -17,11 +17,11 @@ import pandas as pd
 import pytest
 import torch
 
+from benchmarks.service import answer, flat, free_port, ratios, service, write_model
+from helpers.agents import ddpg, ship
 from helpers.files import PROJECT
 from helpers.frames import flatten
-from helpers.lessons import load_lesson
 from helpers.losses import log_policy
-from tests.benchmarks.service import answer, flat, free_port, ratios, service, write_model
 
 N_ITEMS, EMBED_SIZE, FRAME_SIZE = 120, 8, 10
 TITLES = ["Amélie", "Léon: The Professional", "Toy Story", "Schindler's List", "Das Boot", "Ævintýri"]
@@ -92,7 +92,7 @@ def test_a_slate_is_what_torch_and_lesson_05_would_recommend(client, written, n,
         log_p[0, [item - 1 for item, _ in rated]] = -torch.inf
         candidates = log_p.topk(min(100, N_ITEMS - n)).indices
         q = critic.among(state, items[candidates])
-        score = load_lesson("05_ddpg").rerank(log_p.clamp(min=-1e6), q, candidates, beta)[0]
+        score = ddpg.rerank(log_p.clamp(min=-1e6), q, candidates, beta)[0]
     expected = score.topk(10)
     got = slate(client, history=[{"item_id": item, "rating": stars} for item, stars in rated], k=10, beta=beta)
     assert ids_of(got) == (expected.indices + 1).tolist()
@@ -177,7 +177,7 @@ def test_everybody_gets_their_own_answer(client, recommender, written):
 
 
 def test_an_approximate_index_recommends_the_same(recommender, written, tmp_path):
-    folder, lesson, n = shutil.copytree(written[0], tmp_path / "model"), load_lesson("11_ship"), 2000
+    folder, lesson, n = shutil.copytree(written[0], tmp_path / "model"), ship, 2000
     matrix = np.random.default_rng(1).normal(size=(n, EMBED_SIZE)).astype(np.float32)
     infos = {i: {"title": "A film", "genres": [], "release_year": None} for i in range(n)}
     memory = np.random.default_rng(2).normal(size=(EMBED_SIZE, EMBED_SIZE)).astype(np.float32) / 20
@@ -408,7 +408,7 @@ def edited(**changes):
 
 def described_anew(folder, **changes) -> None:
     """Let the manifest say what lies in the folder now."""
-    files = load_lesson("11_ship").describe(folder)
+    files = ship.describe(folder)
     files.pop("manifest.json")
     edited(files=files, **changes)(folder)
 

@@ -14,13 +14,13 @@ import pandas as pd
 import pytest
 import torch
 
+from helpers.agents import ship
 from helpers.files import DEFAULT_DATASET, PROJECT, DataError, build_dir
 from helpers.frames import Frames, flatten, unflatten
-from helpers.lessons import load_lesson
 from helpers.losses import log_policy
-from helpers.memory import Memory
 from helpers.networks import ENCODERS, Actor, Critic
-from helpers.series import LESSONS, artefact, closing_table
+from helpers.recommenders import Memory
+from tools.run import LESSONS, artefact, closing_table
 
 N_ITEMS, EMBED_SIZE, FRAME_SIZE = 60, 8, 4
 IDS = np.arange(N_ITEMS) * 3 + 1
@@ -41,7 +41,7 @@ json.dump(answers, sys.stdout)
 
 @pytest.fixture(scope="module")
 def lesson():
-    return load_lesson("11_ship")
+    return ship
 
 
 def networks(encoder="attention", dropout=0.5):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-from helpers import simulator
-from helpers.evaluation import popularity_recommender, random_recommender
+from helpers import recommenders
+from helpers.extra import simulator
+from helpers.extra.simulator import Habits, World, fit_world, may_show, play, respond, sessions
 from helpers.files import DataError
 from helpers.frames import Frames, reward_of
-from helpers.simulator import Habits, World, fit_world, may_show, play, respond, sessions
 
 PATIENT = Habits(satiation=0, leave=0, impatience=0)
 HALF_STARS = np.arange(1, 11) / 2
@@ -120,7 +120,7 @@ def test_stars_are_those_of_the_data_and_means_are_the_users_own():
     world = fit_world(ratings, np.arange(50), np.eye(50))
     assert world.stars.tolist() == [1, 2, 3, 4, 5]
     assert world.user_mean[3] == pytest.approx(ratings["rating"][ratings["user_id"] == 3].mean())
-    assert set(play(world, random_recommender(), matrix_of(world), F)["rating"]) <= {1, 2, 3, 4, 5}
+    assert set(play(world, recommenders.random(), matrix_of(world), F)["rating"]) <= {1, 2, 3, 4, 5}
 
 
 def test_a_session_begins_with_the_first_real_ratings(ratings, item_ids):
@@ -186,14 +186,14 @@ def test_free_repeats_the_best_film_and_the_others_never_repeat(six_films):
 def test_a_displeased_user_leaves_unless_the_length_is_fixed():
     world = world_of([[2] * 6, [5] * 6], user_mean=[4, 4])
     habits = Habits(satiation=0, leave=0, impatience=1, calm=0)
-    lengths = {mode: play(world, random_recommender(), matrix_of(world), F, mode, 4, habits=habits)
+    lengths = {mode: play(world, recommenders.random(), matrix_of(world), F, mode, 4, habits=habits)
                .groupby("user_id").size().tolist() for mode in simulator.MODES}
     assert lengths == {"free": [1, 4], "no-repeat": [1, 4], "fixed-length": [4, 4]}
 
 
 def test_lengths_unless_told_otherwise():
     world = world_of(np.full((2, 200), 5.0))
-    lengths = [len(play(world, random_recommender(), matrix_of(world), F, mode, habits=PATIENT)) // 2
+    lengths = [len(play(world, recommenders.random(), matrix_of(world), F, mode, habits=PATIENT)) // 2
                for mode in simulator.MODES]
     assert lengths == [100, 100, 30]
 
@@ -206,7 +206,7 @@ def test_what_a_recommender_is_shown(six_films):
     def recommend(history, user_ids):
         place = history.places(user_ids)
         asked.append((user_ids, history.log_length[place], history.gap, history.last_states(user_ids)))
-        return random_recommender(len(asked))(history, user_ids)
+        return recommenders.random(len(asked))(history, user_ids)
 
     played = play(six_films, recommend, matrix, F, "fixed-length", 3, times=True)
     assert [set(lengths) for _, lengths, *_ in asked] == [{2}, {3}, {4}]
@@ -287,7 +287,7 @@ def test_the_environment_passes_gymnasiums_check(six_films, mode):
 
 @pytest.mark.parametrize("mode", simulator.MODES)
 def test_the_environment_and_play_give_the_same_numbers(six_films, mode):
-    played = play(six_films, random_recommender(3), matrix_of(six_films), F, mode, 12, seed=5)
+    played = play(six_films, recommenders.random(3), matrix_of(six_films), F, mode, 12, seed=5)
     env = make_env(six_films, mode=mode, length=12)
     for user_id, expected in played.groupby("user_id"):
         _, info = env.reset(seed=5, options={"user": user_id})
@@ -390,7 +390,7 @@ def test_bad_input_gets_a_sentence(six_films, ratings, item_ids):
         "an item matrix of 5 rows for a world of 6 items": lambda: play(six_films, oracle(six_films), matrix[:5], F),
         "a session of length 0 has no step": lambda: make_env(six_films, length=0),
         "2 items leave none to show": lambda: play(world_of(np.ones((1, 3)))._replace(item_ids=np.arange(2)),
-                                                      random_recommender(), matrix[:2], F),
+                                                      recommenders.random(), matrix[:2], F),
         r"scores have shape \(1, 6\) instead of \(8, 6\)":
             lambda: play(six_films, lambda history, user_ids: torch.ones(1, 6), matrix, F),
     }.items():
@@ -403,7 +403,7 @@ def test_bad_input_gets_a_sentence(six_films, ratings, item_ids):
 def test_recommenders_of_the_other_lens_play_unchanged():
     ratings, _ = planted()
     world = fit_world(ratings, np.arange(50), np.eye(50))
-    played = play(world, popularity_recommender(ratings), matrix_of(world), F, "fixed-length", 4)
+    played = play(world, recommenders.popularity(ratings), matrix_of(world), F, "fixed-length", 4)
     popular = ratings["item_id"].value_counts()
     best = popular.reindex(played["item_id"]).groupby(played["user_id"].to_numpy()).agg(list)
     assert best.map(lambda counts: counts == sorted(counts, reverse=True)).all() and len(played) == 80 * 4

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import datasets, evaluation, features, files, metadata, task
+from helpers import datasets, evaluation, features, files, task
 
 
 @pytest.fixture
@@ -18,8 +18,8 @@ def home(tmp_path, monkeypatch, raw):
     monkeypatch.setattr(task, "data_dir", lambda dataset: files.data_dir(dataset, tmp_path))
     home = files.data_dir(str(folder), tmp_path)
     features.write_item_matrix(home / "embeddings.npz", np.arange(1, 31), rng.normal(size=(30, 4)).astype(np.float32))
-    infos = metadata.catalogue_infos(datasets.read_items(folder), pd.Series(range(1, 31)))
-    metadata.write_infos(home / "infos.json", infos)
+    infos = features.catalogue_infos(datasets.read_items(folder), pd.Series(range(1, 31)))
+    features.write_infos(home / "infos.json", infos)
     return folder
 
 

@@ -28,8 +28,8 @@ from transformers import (
 )
 
 import helpers.text
+from helpers.features import SCHEMA
 from helpers.files import DataError, read_vectors
-from helpers.metadata import SCHEMA
 from helpers.text import encode, item_text, load_encoder
 
 TEXTS = {5: "toy story", 3: "a film about toys who fear a new rival in town", 9: "heat", 1: "golden eye crime comedy"}

@@ -16,9 +16,9 @@ from functools import partial
 import pytest
 from filelock import FileLock
 
-from helpers import tmdb
+from benchmarks.metadata import film_of, record_of, serve
+from helpers.extra import tmdb
 from helpers.files import PROJECT, DataError
-from tests.benchmarks.metadata import film_of, record_of, serve
 
 KEY_V3 = "0123456789abcdefKEYTHATNOBODYMAYSEE"
 KEY_V4 = "eyJhbGciOiJIUzI1NiJ9.eyJhdWQiOiJLRVlUSEFUTk9CT0RZTUFZU0VFIn0.KEYTHATNOBODYMAYSEE-4"
@@ -291,7 +291,7 @@ def test_an_answer_is_on_file_before_the_next_film_is_asked_for(server, tmp_path
 def test_killed_at_any_moment_no_film_is_lost_and_none_fetched_twice(server, tmp_path):
     base, log = server()
     films, journal, kept, n_seen = list(range(1, 301)), tmp_path / "t.jsonl", set(), 0
-    program = (f"from helpers import tmdb; from pathlib import Path; "
+    program = (f"from helpers.extra import tmdb; from pathlib import Path; "
                f"tmdb.run(tmdb.fetch(range(1, 301), Path({str(journal)!r}), base={base!r}, rate=200, workers=2))")
     for n_requests in (1, 60, 150):
         child = subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT, stderr=subprocess.DEVNULL)

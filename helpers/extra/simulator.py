@@ -296,7 +296,7 @@ class Users(gymnasium.Env):
         return flatten(self.items[log], torch.as_tensor(rating))[0].numpy()
 
 
-gymnasium.register("recnn/Users-v0", entry_point="helpers.simulator:Users")
+gymnasium.register("recnn/Users-v0", entry_point="helpers.extra.simulator:Users")
 
 
 def play(world: World, recommend: Recommender, matrix: np.ndarray, frame_size: int = 10, mode: str = "no-repeat",

@@ -1,4 +1,4 @@
-"""Measure how near to the rate that TMDB permits its films are fetched: python -m tests.benchmarks.metadata
+"""Measure how near to the rate that TMDB permits its films are fetched: python -m benchmarks.metadata
 
 A local server, in a process of its own, stands in for TMDB. It permits 50 requests a second and a burst of 10, and
 answers 429 above it, half of the time without `Retry-After`; it takes its time, and at random, from a seed, it
@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from helpers import tmdb
+from helpers.extra import tmdb
 from helpers.files import PROJECT, write_json
 
 PERMITTED = 50     # requests a second: a token bucket that fills at this rate

@@ -1,4 +1,4 @@
-"""Measure how fast texts become vectors, beside sentence-transformers: `python -m tests.benchmarks.text`.
+"""Measure how fast texts become vectors, beside sentence-transformers: `python -m benchmarks.text`.
 
 Both encode the same 1,000 SYNTHETIC texts with the same MiniLM, batch size, cut and pooling, in one process, in turns.
 sentence-transformers is no requirement of the project: without it our own rate is shown alone.

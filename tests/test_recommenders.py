@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers import evaluation
+from helpers import evaluation, recommenders
+from helpers.agents import ddpg
 from helpers.frames import Frames
-from helpers.lessons import load_lesson
-from helpers.memory import Memory, fit_memory
+from helpers.recommenders import Memory, fit_memory
 
 ITEMS = np.eye(4, dtype=np.float32)
 IDS = np.arange(4) + 10
@@ -46,7 +46,7 @@ def test_where_the_item_matrix_can_say_all_a_memory_is_ease():
     history = frames_of(rows, matrix)
     train = pd.DataFrame(rows, columns=["user_id", "item_id", "rating"])
     memory, users = fit_memory(train, IDS, matrix, ridge=5.0, weight=0.7), history.user_ids
-    ease = evaluation.ease_recommender(evaluation.fit_ease(train, IDS, 5.0), 10_000, 1.0)(history, users)
+    ease = recommenders.ease(recommenders.fit_ease(train, IDS, 5.0), 10_000, 1.0)(history, users)
     scores = memory(history, users) @ history.items.T / 6 ** 0.5
     assert torch.allclose(scores, 0.7 * ease, atol=1e-4) and ease.abs().max() > 0.1
 
@@ -68,12 +68,12 @@ def test_both_recommenders_add_it_to_the_proto_action():
 
     def critic(): ...
     critic.among = lambda state, actions: torch.zeros(actions.shape[:2])
-    scores = evaluation.policy_recommender(actor, memory)(history, users)
+    scores = recommenders.policy(actor, memory)(history, users)
     by_hand = (history.last_states(users)[:, :4] + memory(history, users)) @ history.items.T
     assert torch.equal(scores, by_hand)
-    plain = evaluation.policy_recommender(actor)(history, users)
+    plain = recommenders.policy(actor)(history, users)
     assert not torch.equal(scores.argsort(), plain.argsort())
-    reranked = load_lesson("05_ddpg").wolpertinger(history, users, actor=actor, critic=critic, k=2, beta=0.5,
+    reranked = ddpg.wolpertinger(history, users, actor=actor, critic=critic, k=2, beta=0.5,
                                                    memory=memory)
     masked = evaluation.mask_seen(by_hand, history, users)
     assert reranked.argmax(dim=1).tolist() == masked.argmax(dim=1).tolist()

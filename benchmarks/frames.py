@@ -1,6 +1,6 @@
 """Measure how fast ratings become transitions, beside the ways there were before: `make bench`.
 
-Everything runs on one SYNTHETIC table of the shape of MovieLens 20M (tests/benchmarks/synthetic.py) and one random
+Everything runs on one SYNTHETIC table of the shape of MovieLens 20M (benchmarks/synthetic.py) and one random
 item matrix. Each row is a process of its own, one after the other, so that its peak memory is its own.
 """
 
@@ -25,11 +25,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from benchmarks import synthetic
+from benchmarks.readme import replace_block
 from helpers.datasets import read_ratings
 from helpers.files import PROJECT, data_dir, replacing, write_json
 from helpers.frames import FIELDS, Frames, Transition, read_static, write_static
-from tests.benchmarks import synthetic
-from tests.benchmarks.readme import replace_block
 
 FRAME_SIZE, EMBED_SIZE, BATCH_SIZE = 10, 128, 8192
 BYTES = 4 * (2 * FRAME_SIZE * (EMBED_SIZE + 1) + EMBED_SIZE + 2)  # of a transition in float32
@@ -300,7 +300,7 @@ def main() -> None:
     prepare()
     rows = {}
     for process in tqdm(PROCESSES, desc="bench", unit="process"):
-        command = [sys.executable, "-m", "tests.benchmarks.frames", process.__name__]
+        command = [sys.executable, "-m", "benchmarks.frames", process.__name__]
         done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
         if done.returncode:
             sys.exit(f"{process.__name__} failed:\n{done.stderr[-3000:]}")

@@ -1,4 +1,4 @@
-"""Run the lessons in order: `python -m helpers.series` is what `make run` calls."""
+"""Run the lessons in order: `python -m tools.run` is what `make run` calls."""
 
 import argparse
 import ast
@@ -37,8 +37,9 @@ from helpers.files import (
     shown,
     write_json,
 )
+from tools import export
 
-NOTES = PROJECT / "notes"
+NOTES = export.NOTES
 FRAME, SLATE = 10, 10  # ratings in a state, and items on a slate, in all lessons
 FEWEST_USERS = 10      # with less, a lens of lesson 10 has nobody to look at
 MOST_ITEMS = 100_000   # a step of 512 transitions then takes some 3 GB
@@ -89,16 +90,16 @@ def code_of(notebook: nbformat.NotebookNode) -> list[str]:
     return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def modules_of(sources: list[str], found: set[str] | None = None) -> set[str]:
-    """Return the names of the helpers modules that sources import, directly or through each other."""
+def modules_of(sources: list[str], found: set[Path] | None = None) -> set[Path]:
+    """Return the files of helpers that sources import, directly or through each other."""
     found = set() if found is None else found
     for node in (node for source in sources for node in _nodes(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "helpers":
-            names = [alias.name for alias in node.names] if node.module == "helpers" else [node.module.split(".")[1]]
-            for name in names:
-                if name not in found:
-                    found.add(name)
-                    modules_of([(PROJECT / "helpers" / f"{name}.py").read_text(encoding="utf-8")], found)
+            place = PROJECT.joinpath(*node.module.split("."))
+            for path in (place.with_suffix(".py"), *(place / f"{alias.name}.py" for alias in node.names)):
+                if path.exists() and path not in found:
+                    found.add(path)
+                    modules_of([path.read_text(encoding="utf-8")], found)
     return found
 
 
@@ -115,7 +116,7 @@ def fingerprint(notebook: nbformat.NotebookNode, upstream: list[str], source: st
     A lesson that fills `build_dir` depends on the sources in build/ too.
     """
     code = code_of(notebook)
-    helpers = [(PROJECT / "helpers" / f"{name}.py").read_text(encoding="utf-8") for name in sorted(modules_of(code))]
+    helpers = [path.read_text(encoding="utf-8") for path in sorted(modules_of(code))]
     pins = (PROJECT / "requirements.txt").read_text(encoding="utf-8")
     if any("cluster.connected" in cell for cell in code):  # Ray may come later, or WORKERS change
         pins += f"{find_spec('ray') is not None} {os.environ.get('RECNN_WORKERS')} {os.environ.get('RAY_ADDRESS')}"
@@ -245,10 +246,11 @@ def run(dataset: str, only: list[str] | None = None, in_place: bool = False, for
 
 def _run(dataset: str, only: list[str] | None, in_place: bool, force: bool, quick: bool) -> int:
     if os.environ.get("RECNN_WORKERS") or os.environ.get("RAY_ADDRESS"):  # asked for several workers, which take Ray
-        from helpers import cluster  # with PyTorch behind it, so only when needed
+        from helpers.extra import cluster  # with PyTorch behind it, so only when needed
         cluster.chosen_workers(), cluster.ray()
     if Path(dataset).expanduser().exists():
         dataset = str(Path(dataset).expanduser().resolve())
+    export.write()
     raw = fetch(dataset)
     home, source = data_dir(dataset), source_of(raw)
     record_path = home / "run.json"
@@ -345,7 +347,7 @@ def results_block(table: pd.DataFrame) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m helpers.series", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.run", description=__doc__)
     parser.add_argument("only", nargs="*", help="run these lessons alone, e.g. 05 09")
     parser.add_argument("--dataset", default=DEFAULT_DATASET, help="a name, a folder or a .zip")
     parser.add_argument("--workers", default="", help="how many workers lesson 13 has, with Ray")

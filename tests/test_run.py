@@ -8,7 +8,9 @@ import time
 import nbformat
 import pytest
 
-from helpers import cluster, files, series
+from helpers import files
+from helpers.extra import cluster
+from tools import run as series
 
 
 @pytest.fixture
@@ -146,13 +148,17 @@ def test_a_policy_that_ranks_below_popularity_is_not_shipped_in_silence(tmp_path
         assert ("ranked no better" in said) == (warning is not None)
 
 
+def names_of(*sources):
+    return {path.stem for path in series.modules_of(list(sources))}
+
+
 def test_a_magic_in_a_cell_does_not_stop_the_rest_from_being_read():
-    assert series.modules_of(["%matplotlib inline", "from helpers import plots"]) == {"plots"}
+    assert names_of("%matplotlib inline", "from helpers import plots") == {"plots"}
 
 
 def test_ctrl_c_is_a_sentence_and_leaves_no_kernel(monkeypatch, tmp_path):
     program = (
-        "import sys, nbformat; from helpers import series; from pathlib import Path\n"
+        "import sys, nbformat; from tools import run as series; from pathlib import Path\n"
         "series.NOTES, series.LESSONS = Path(sys.argv[1]), {'01_a': ([], [], [])}\n"
         "series.fetch_model, series.look_over = (lambda *_: None), (lambda raw: [])\n"
         "series.data_dir = series.res_dir = lambda dataset: Path(sys.argv[1])\n"
@@ -199,9 +205,10 @@ def test_outputs_are_tidied_of_progress_bars(monkeypatch, tmp_path):
 
 
 def test_a_lesson_depends_on_the_helpers_it_imports_and_on_theirs():
-    assert series.modules_of(["from helpers.frames import Frames"]) == {"frames", "datasets", "files"}
-    assert "files" in series.modules_of(["from helpers import metadata"])
-    assert series.modules_of(["import numpy"]) == set()
+    assert names_of("from helpers.frames import Frames") == {"frames", "fast", "datasets", "files"}
+    assert {"films", "tmdb"} <= names_of("from helpers.extra import films")
+    assert {"diagnostics", "networks"} <= names_of("from helpers.agents.diagnostics import critic_of")
+    assert names_of("import numpy") == set()
 
 
 def test_fingerprint_ignores_prose_and_sees_code_and_data():

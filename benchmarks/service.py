@@ -1,4 +1,4 @@
-"""Measure how fast the service answers: python -m tests.benchmarks.service
+"""Measure how fast the service answers: python -m benchmarks.service
 
 The service runs in a process of its own, as a reader starts it, and clients in another ask it over connections that
 stay open. The catalogue is SYNTHETIC, of the size of MovieLens 20M: normal vectors, every column of variance 1 as
@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.readme import replace_block
 from helpers.files import PROJECT, write_json
-from tests.benchmarks.readme import replace_block
 
 N_ITEMS, EMBED_SIZE, FRAME_SIZE = 27_278, 128, 10
 CLIENTS = (1, 16, 64)  # connections, each asking again as soon as it is answered
@@ -43,7 +43,7 @@ def write_model(folder: Path, n_items: int, embed_size: int, frame_size: int, ti
     import pandas as pd  # here, for the clients' processes read this file too and have no need of them
     import torch
 
-    from helpers.lessons import load_lesson
+    from helpers.agents import ship
     from helpers.networks import Actor, Critic
 
     torch.manual_seed(seed)
@@ -57,7 +57,7 @@ def write_model(folder: Path, n_items: int, embed_size: int, frame_size: int, ti
              "critic": {"gamma": 0.9, "beta": 0.0, "candidates": 100}, "held_out": None, "short_histories": None,
              "licence": "Drawn at random: nobody's."}
     states = torch.randn(16, frame_size * (embed_size + 1))
-    load_lesson("11_ship").write_build(folder, actor, critic, ids, matrix, infos, rated, states, about, **options)
+    ship.write_build(folder, actor, critic, ids, matrix, infos, rated, states, about, **options)
     return actor, critic, matrix
 
 

@@ -1,6 +1,6 @@
-"""Measure how fast one and two workers make transitions of their shards: `python -m tests.benchmarks.cluster`.
+"""Measure how fast one and two workers make transitions of their shards: `python -m benchmarks.cluster`.
 
-SYNTHETIC ratings (tests/benchmarks/synthetic.py), two nodes of one core each on this machine, lesson 13's own
+SYNTHETIC ratings (benchmarks/synthetic.py), two nodes of one core each on this machine, lesson 13's own
 `rate_of`: each worker reads its shards and makes shuffled batches, all at the same time. One and two workers are
 measured in turns, beside one copy of the same bytes, by one process and by two, which is what the memory allows.
 The machine must have two idle cores; with others at work the ratio says nothing.
@@ -14,10 +14,10 @@ from statistics import median
 
 import numpy as np
 
-from helpers import cluster
+from benchmarks import synthetic
+from helpers.agents import beyond_one_machine
+from helpers.extra import cluster
 from helpers.files import PROJECT, data_dir, write_json
-from helpers.lessons import load_lesson
-from tests.benchmarks import synthetic
 
 FRAME_SIZE, EMBED_SIZE, SHARDS, BATCH_BYTES = 10, 128, 16, 4096 * 10_840
 
@@ -57,7 +57,7 @@ def main() -> None:
     for k in range(4):
         table[k::4].to_parquet(home / "raw" / f"part-{k}.parquet")
     ids = np.unique(table["item_id"])
-    rate_of = load_lesson("13_beyond_one_machine").rate_of
+    rate_of = beyond_one_machine.rate_of
     rates: dict[str, list[float]] = {"1 worker": [], "2 workers": [], "copies by 1": [], "copies by 2": []}
     with cluster.connected(2, store=1 << 30) as engine:
         begun = time.time()

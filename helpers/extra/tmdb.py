@@ -33,7 +33,7 @@ RATE = 50.0  # requests a second: "somewhere in the 50 requests per second range
 # half a request may be made up for: at most ⌊49 + 1.5⌋ = 50 start in any second, at the beginning too.
 SHARE, CREDIT = 0.98, 1.5
 
-# what the journal keeps of a record: what `metadata.from_tmdb` reads
+# what the journal keeps of a record: what `films.from_tmdb` reads
 FIELDS = ("id", "imdb_id", "adult", "belongs_to_collection", "budget", "genres", "original_language", "overview",
           "popularity", "production_companies", "production_countries", "release_date", "revenue", "runtime",
           "spoken_languages", "tagline", "title", "vote_average", "vote_count")

@@ -1,4 +1,4 @@
-"""Judge policies and baselines by every protocol of lesson 10: `python -m tests.benchmarks.results [PROTOCOL …]`.
+"""Judge policies and baselines by every protocol of lesson 10: `python -m benchmarks.results [PROTOCOL …]`.
 
 Everything is fitted on the training part of its protocol alone, the item matrix too; voices and settings are chosen on
 validation; the test is read once, for the report. Scores that `baselines.py` left in `data/<dataset>/results/` (it
@@ -19,13 +19,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from helpers import datasets, evaluation, features, metadata, simulator, training
+from benchmarks.readme import replace_block
+from helpers import datasets, evaluation, features, recommenders, training
+from helpers.agents import ddpg
 from helpers.evaluation import Recommender
+from helpers.extra import simulator
 from helpers.files import DEFAULT_DATASET, data_dir, read_vectors, res_dir, write_json
 from helpers.frames import Frames
-from helpers.lessons import load_lesson
-from helpers.memory import Memory, fit_memory
-from tests.benchmarks.readme import replace_block
+from helpers.recommenders import Memory, fit_memory
 
 PROTOCOLS = ("last-5", "last-1", "temporal", "simulator")
 SEEDS = (0, 1, 2, 3, 4)
@@ -81,7 +82,7 @@ def ranked(recommend: Recommender, turns: list[tuple[Frames, pd.DataFrame]]) -> 
 
 def train_agent(frames: Frames, seed: int, gamma: float, value_weight: float = 1.0) -> tuple[dict, float]:
     """Return (lesson 05's agent, CPU seconds); with a value weight of 0 the supervised twin."""
-    lesson, started = load_lesson("05_ddpg"), time.process_time()
+    lesson, started = ddpg, time.process_time()
     agent = lesson.new_agent(seed, FRAME_SIZE, frames.embed_size, LEARNING_RATE, encoder="attention",
                              critic_dropout=0.3)
     step = partial(lesson.update, agent, frames, gamma=gamma, tau=0.01, decay=0.7, future=3, value_weight=value_weight)
@@ -93,8 +94,8 @@ def train_agent(frames: Frames, seed: int, gamma: float, value_weight: float = 1
 def policy_of(agent: dict, beta: float = 0.0, k: int = CANDIDATES, memory: Memory | None = None) -> Recommender:
     """Return the target actor as a recommender, with the target critic for a second voice unless beta is 0."""
     if not beta:
-        return evaluation.policy_recommender(agent["actor_target"], memory)
-    return partial(load_lesson("05_ddpg").wolpertinger, actor=agent["actor_target"], critic=agent["critic_target"],
+        return recommenders.policy(agent["actor_target"], memory)
+    return partial(ddpg.wolpertinger, actor=agent["actor_target"], critic=agent["critic_target"],
                    k=k, beta=beta, memory=memory)
 
 
@@ -138,18 +139,19 @@ def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: di
         return evaluation.user_metrics(ranked(recommend, turns), relevant=part.relevant)
 
     models: dict[str, tuple[str, list[Recommender], float, dict]] = {
-        "random": ("baseline", [evaluation.random_recommender(seed) for seed in seeds], 0.0, {}),
-        "popularity": ("baseline", [evaluation.popularity_recommender(part.train)], 0.0, {})}
+        "random": ("baseline", [recommenders.random(seed) for seed in seeds], 0.0, {}),
+        "popularity": ("baseline", [recommenders.popularity(part.train)], 0.0, {})}
     for name, plain in (("EASE", True), ("EASE, recent films", False)):
         started, tried = time.process_time(), {}
         settings = [setting for setting in EASE_GRID if (setting[1] == 10_000) == plain]
         # the validation of the temporal protocol lies inside train: what is tried there is fitted before it
-        fitted = {ridge: evaluation.fit_ease(part.valid[0][0], ids, ridge) for ridge in {each[0] for each in settings}}
+        fitted = {ridge: recommenders.fit_ease(part.valid[0][0], ids, ridge)
+                  for ridge in {each[0] for each in settings}}
         for ridge, last, decay in settings:
-            recommend = evaluation.ease_recommender(fitted[ridge], last, decay)
+            recommend = recommenders.ease(fitted[ridge], last, decay)
             tried[ridge, last, decay] = users_of(recommend, valid)["NDCG@10"].mean()
         ridge, last, decay = max(tried, key=tried.get)
-        models[name] = ("baseline", [evaluation.ease_recommender(evaluation.fit_ease(part.train, ids, ridge), last,
+        models[name] = ("baseline", [recommenders.ease(recommenders.fit_ease(part.train, ids, ridge), last,
                                                                  decay)],
                         time.process_time() - started, {"tried": len(tried), "chosen": str((ridge, last, decay))})
 
@@ -177,8 +179,8 @@ def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: di
         agents[gamma][0][1], {name: chosen[name] for name in ("gamma", "beta", "weight", "liking")})
     rows, users = [], {}
     train_users = test[0][0].user_ids
-    for name, (kind, recommenders, cpu, more) in models.items():
-        ranks = [ranked(recommend, test) for recommend in recommenders]
+    for name, (kind, scorers, cpu, more) in models.items():
+        ranks = [ranked(recommend, test) for recommend in scorers]
         runs = [evaluation.user_metrics(each, relevant=part.relevant) for each in ranks]
         slates = evaluation.slates_of(recommenders[0], test[0][0], train_users)
         more |= {key: round(value, 4) for key, value in
@@ -358,14 +360,14 @@ def simulate(ratings: pd.DataFrame, infos: dict, vectors: dict, likeness: np.nda
 
     tuned: dict[str, float] = {}
     models: dict[str, tuple[str, list[Recommender], dict]] = {
-        "random": ("baseline", [evaluation.random_recommender(seed) for seed in seeds], {}),
-        "popularity": ("baseline", [evaluation.popularity_recommender(train)] * len(seeds), {})}
-    fitted = {ridge: evaluation.fit_ease(train, ids, ridge) for ridge in {setting[0] for setting in EASE_GRID}}
+        "random": ("baseline", [recommenders.random(seed) for seed in seeds], {}),
+        "popularity": ("baseline", [recommenders.popularity(train)] * len(seeds), {})}
+    fitted = {ridge: recommenders.fit_ease(train, ids, ridge) for ridge in {setting[0] for setting in EASE_GRID}}
     for name, plain in (("EASE", True), ("EASE, recent films", False)):
-        recommenders = {(name, *setting): evaluation.ease_recommender(fitted[setting[0]], *setting[1:])
+        scorers = {(name, *setting): recommenders.ease(fitted[setting[0]], *setting[1:])
                         for setting in EASE_GRID if (setting[1] == 10_000) == plain}
-        best = tune(recommenders)
-        models[name] = ("baseline", [recommenders[best]] * len(seeds), {"chosen": str(best[1:])})
+        best = tune(scorers)
+        models[name] = ("baseline", [scorers[best]] * len(seeds), {"chosen": str(best[1:])})
 
     first = {gamma: train_agent(frames, 0, gamma)[0] for gamma in GAMMAS}
     twin, memory = train_agent(frames, 0, GAMMAS[0], 0.0)[0], fit_memory(train, ids, matrix, RIDGES[1])
@@ -387,9 +389,9 @@ def simulate(ratings: pd.DataFrame, infos: dict, vectors: dict, likeness: np.nda
                             {"gamma": gamma, "beta": str(beta), "candidates": k} | remembers)}
     rows, users = [], {}
     for mode in simulator.MODES:
-        for name, (kind, recommenders, more) in models.items():
+        for name, (kind, scorers, more) in models.items():
             runs = [played(recommend, "to report", seed, mode=mode)
-                    for seed, recommend in zip(seeds, recommenders, strict=True)]
+                    for seed, recommend in zip(seeds, scorers, strict=True)]
             mean = pd.concat(runs).groupby(level=0).mean()
             low, high = evaluation.bootstrap(mean["reward"])
             rows.append({"name": name, "kind": kind, "protocol": "simulator", "mode": mode, "seeds": len(runs),
@@ -431,7 +433,7 @@ def main() -> None:
     options = parser.parse_args()
     home, seeds = data_dir(options.dataset), SEEDS[:options.seeds]
     ratings = datasets.read_ratings(datasets.fetch(options.dataset))
-    infos, vectors = metadata.read_infos(home / "infos.json"), read_vectors(home / "texts_bert.p")
+    infos, vectors = features.read_infos(home / "infos.json"), read_vectors(home / "texts_bert.p")
     _, likeness = features.read_item_matrix(home / "embeddings_content.npz")
     path = res_dir(options.dataset) / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "protocols": {}}

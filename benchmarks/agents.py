@@ -1,4 +1,4 @@
-"""Measure one update of DDPG beside a textbook loop and d3rlpy: `python -m tests.benchmarks.agents`.
+"""Measure one update of DDPG beside a textbook loop and d3rlpy: `python -m benchmarks.agents`.
 
 The same networks for all (actor 1290-256-256-128, critic 1418-256-256-1, ReLU), the same SYNTHETIC transitions, one
 process, in turns. Ours is lesson 05's own `update` as the paper has it: the critic is asked about π(s), no behaviour
@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from helpers import evaluation, training
+from benchmarks.readme import replace_block
+from helpers import evaluation, recommenders, training
+from helpers.agents import ddpg
 from helpers.files import DEFAULT_DATASET, PROJECT, data_dir, replacing, write_json
 from helpers.frames import Frames, Transition
-from helpers.lessons import load_lesson
 from helpers.networks import Joint
 from helpers.task import load_task
-from tests.benchmarks.readme import replace_block
 
 STATE, ACTION, HIDDEN, GAMMA, TAU, RATES = 1290, 128, 256, 0.9, 0.005, {"actor": 1e-4, "critic": 1e-3}
 ROUNDS, STEPS = 15, {256: 8, 1024: 3}
@@ -76,7 +76,7 @@ def ours(frames: Frames) -> Callable[[Tensor, Transition], object]:
     agent = networks(Joint(STATE, ACTION, HIDDEN))
     for name, rate in RATES.items():
         agent[f"{name}_optimiser"] = torch.optim.AdamW(agent[name].parameters(), rate, weight_decay=1e-4, fused=True)
-    update = load_lesson("05_ddpg").update
+    update = ddpg.update
     return lambda index, batch: update(agent, frames, index, gamma=GAMMA, tau=TAU, decay=0.7, behaviour_weight=0.0,
                                        as_action=free_point)
 
@@ -186,7 +186,7 @@ def updates() -> dict:
 
 def data_path() -> dict:
     """Measure a whole step of lesson 05's training and the part of it that draws and gathers the batch."""
-    lesson, frames = load_lesson("05_ddpg"), synthetic_frames()
+    lesson, frames = ddpg, synthetic_frames()
     agent = lesson.new_agent(0, 10, ACTION, 1e-3)
     seconds: dict[str, list[float]] = {"data": [], "step": []}
     for turn in range(4):
@@ -206,7 +206,7 @@ def data_path() -> dict:
 
 def ndcg(steps: int = 400, seeds: tuple[int, ...] = (0, 1, 2)) -> dict:
     """Train lesson 05's agent in float32 and with bfloat16 products, and rank validation: needs data/ml-100k."""
-    lesson, task = load_lesson("05_ddpg"), load_task(DEFAULT_DATASET)
+    lesson, task = ddpg, load_task(DEFAULT_DATASET)
     rows = {}
     for half in (False, True):
         scores = []
@@ -214,7 +214,7 @@ def ndcg(steps: int = 400, seeds: tuple[int, ...] = (0, 1, 2)) -> dict:
             agent = lesson.new_agent(seed, 10, ACTION, 1e-3)
             training.fit(partial(lesson.update, agent, task.frames, gamma=GAMMA, tau=0.01, decay=0.7), task.frames,
                          agent, batch_size=512, max_steps=steps, seed=seed, bf16=half)
-            policy = evaluation.policy_recommender(agent["actor_target"])
+            policy = recommenders.policy(agent["actor_target"])
             scores.append(evaluation.ndcg(policy, task.history, task.split.valid))
         rows[f"validation NDCG@10, {'bfloat16 products' if half else 'float32'}"] = {
             "mean": float(np.mean(scores)), "std": float(np.std(scores, ddof=1)), "runs": scores}
@@ -277,7 +277,7 @@ def main() -> None:
         return
     rows = {}
     for name in tqdm(named, desc="bench", unit="process"):
-        done = subprocess.run([sys.executable, "-m", "tests.benchmarks.agents", name], capture_output=True, text=True,
+        done = subprocess.run([sys.executable, "-m", "benchmarks.agents", name], capture_output=True, text=True,
                               cwd=PROJECT)
         if done.returncode:
             sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")

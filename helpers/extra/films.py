@@ -1,30 +1,20 @@
 """Collect the facts of every film into `infos`: one schema, whatever the source."""
 
 import gzip
-import json
 import math
 import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from copy import deepcopy
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from helpers import tmdb
 from helpers.datasets import find, listed, read_links
-from helpers.files import DataError, shown, write_json
-
-# The schema of a film's facts. None: unknown; an empty list: none known.
-SCHEMA: dict[str, Any] = {
-    "adult": False, "collection": None, "genres": [], "original_language": None, "overview": None,
-    "popularity": None, "production_companies": [], "production_countries": [], "release_year": None,
-    "release_month": None, "revenue": None, "runtime": None, "spoken_languages": [], "tagline": None,
-    "title": None, "vote_average": None, "vote_count": None, "budget": None, "revenue_d": None,
-}
+from helpers.extra import tmdb
+from helpers.files import DataError, shown
 
 # Freebase names things by opaque ids. These are the commonest languages and countries among films
 # of the nineties; the rest keep their id.
@@ -32,22 +22,6 @@ FREEBASE_NAMES = {
     "m.02h40lc": "en", "m.064_8sq": "fr", "m.06nm1": "es", "m.02bjrlw": "it", "m.04306rv": "de",
     "m.09c7w0": "US", "m.07ssc": "GB", "m.0f8l9c": "FR", "m.0345h": "DE", "m.03rjj": "IT",
 }
-
-
-def catalogue_infos(items: pd.DataFrame, rated: pd.Series) -> dict[int, dict]:
-    """Start `infos` from the catalogue; a rated item it lacks gets its id as title.
-
-    Args:
-        items: as `datasets.read_items` returns it.
-        rated: item ids of the ratings (int64, repeats allowed).
-    """
-    infos = {}
-    for item_id, title, year, genres in items[["item_id", "title", "year", "genres"]].itertuples(index=False):
-        infos[int(item_id)] = {**deepcopy(SCHEMA), "title": title, "genres": list(genres),
-                               "release_year": None if pd.isna(year) else int(year)}
-    for item_id in sorted(set(rated.unique()) - infos.keys()):
-        infos[int(item_id)] = {**deepcopy(SCHEMA), "title": f"item {item_id}"}
-    return infos
 
 
 def read_facts(folder: Path) -> tuple[pd.DataFrame, dict[int, str]]:
@@ -324,24 +298,3 @@ def _read_dump(path: Path, wanted: dict[bytes, int], columns: Iterable[str]) -> 
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{shown(path)} cannot be read ({error}): fetch it again from "
                         f"https://datasets.imdbws.com") from error
-
-
-def write_infos(path: Path, infos: dict[int, dict]) -> None:
-    """Write `infos.json`, keys as text as JSON wants them."""
-    write_json(path, {str(item_id): info for item_id, info in infos.items()})
-
-
-def read_infos(path: Path) -> dict[int, dict]:
-    """Read `infos.json` back, with integer item ids.
-
-    Raises:
-        DataError: if the file is damaged or a film lacks a field of the schema.
-    """
-    try:
-        infos = {int(key): info for key, info in json.loads(Path(path).read_text(encoding="utf-8")).items()}
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, ValueError) as error:
-        raise DataError(f"{shown(path)} is damaged ({error}): delete it and run notes/01_data_parsing.ipynb") from error
-    for item_id, info in infos.items():
-        if lacking := SCHEMA.keys() - (info.keys() if isinstance(info, dict) else set()):
-            raise DataError(f"{shown(path)}: film {item_id} lacks {', '.join(sorted(lacking))}")
-    return infos

@@ -9,24 +9,21 @@ import tracemalloc
 import pandas as pd
 import pytest
 
-from helpers import tmdb
 from helpers.datasets import items_from_frame, read_links
-from helpers.files import DataError
-from helpers.metadata import (
-    SCHEMA,
+from helpers.extra import tmdb
+from helpers.extra.films import (
     add_facts,
     add_freebase,
     add_linked,
-    catalogue_infos,
     collections,
     from_tmdb,
     linked_ids,
     read_facts,
     read_imdb,
-    read_infos,
     relink,
-    write_infos,
 )
+from helpers.features import SCHEMA, catalogue_infos, read_infos, write_infos
+from helpers.files import DataError
 
 KG = "head_id:token\trelation_id:token\ttail_id:token\n"
 

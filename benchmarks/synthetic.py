@@ -3,7 +3,7 @@
 SYNTHETIC: nobody rated anything here. Lengths of the logs, popularity and stars follow what is published of
 MovieLens 20M; who rates what is chance, so nothing about recommendation can be learnt from it.
 
-    python -m tests.benchmarks.synthetic data/synthetic-ml-20m/raw
+    python -m benchmarks.synthetic data/synthetic-ml-20m/raw
 """
 
 import argparse

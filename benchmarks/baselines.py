@@ -1,4 +1,4 @@
-"""Fit recommenders people would use instead: `python tests/benchmarks/baselines.py FOLDER [--only NAME]`.
+"""Fit recommenders people would use instead: `python benchmarks/baselines.py FOLDER [--only NAME]`.
 
 Runs in an environment of its own (requirements-results.txt) and imports nothing of the project, which in turn has none
 of the libraries: each is imported where it is used.

@@ -1,0 +1,101 @@
+"""What the lesson cells of notes/05_ddpg.ipynb define; `make agents` writes it."""
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from helpers import evaluation
+from helpers.frames import Frames, Transition, multiplied
+from helpers.losses import behaviour_loss, log_policy, mean_item, polyak, squared_error
+from helpers.networks import Actor, Critic
+
+
+def td_target(reward: Tensor, next_q: Tensor, done: Tensor, gamma: float, stop_at_done: bool = False) -> Tensor:
+    """Return y = R + γ·Q'(s', ā'(s')), all (B, 1); with `stop_at_done` nothing is added after a log's end."""
+    return reward + gamma * next_q * (1 - done if stop_at_done else 1)
+
+
+def critic_loss(agent: dict, t: Transition, items: Tensor, gamma: float, as_action: Callable) -> tuple[Tensor, Tensor]:
+    """Return (L_Q, Q(s, a) (B, 1)) for a batch of transitions."""
+    with torch.no_grad():
+        next_action = as_action(agent["actor_target"](t.next_state), items)
+        y = td_target(t.reward, agent["critic_target"](t.next_state, next_action), t.done, gamma)
+    q = agent["critic"](t.state, t.action)
+    return squared_error(q, y), q
+
+
+def value_term(agent: dict, t: Transition, proto_action: Tensor, items: Tensor, as_action: Callable) -> tuple:
+    """Return (mean Q / mean |Q|, Q(s, ā(s)) (B, 1)) with the critic held still."""
+    agent["critic"].requires_grad_(False)
+    q = agent["critic"](t.state, as_action(proto_action, items)).float()
+    agent["critic"].requires_grad_(True)
+    return q.mean() / q.abs().mean().detach(), q
+
+
+def descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Take one step down the gradient of the loss."""
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+
+
+def update(agent: dict, frames: Frames, index: Tensor, *, gamma: float, tau: float, decay: float, future: int = 5,
+           value_weight: float = 1.0, behaviour_weight: float = 1.0, as_action: Callable = mean_item) -> dict:
+    """Make one step of DDPG on the transitions at `index` (B,), and return what is worth logging."""
+    t, scalars, loss = multiplied(frames.gather(index)), {}, 0.0
+    if value_weight:
+        l_q, q = critic_loss(agent, t, frames.items, gamma, as_action)
+        descend(agent["critic_optimiser"], l_q)
+        scalars |= {"loss/critic": l_q, "Q/logged action": q.mean()}
+    proto_action = agent["actor"](t.state)
+    if value_weight:
+        value, q = value_term(agent, t, proto_action, frames.items, as_action)
+        loss = -value_weight * value
+        scalars["Q/policy's action"] = q.mean()
+    if behaviour_weight:
+        next_items = frames.next_items(index, future)
+        behaviour = behaviour_loss(log_policy(proto_action, frames.items), next_items, decay)
+        loss = loss + behaviour_weight * behaviour
+        scalars["loss/behaviour"] = behaviour
+    descend(agent["actor_optimiser"], loss)
+    for name in ("actor", "critic"):
+        polyak(agent[f"{name}_target"], agent[name], tau)
+    return scalars | {"loss/actor": loss}
+
+
+def new_agent(seed: int, frame_size: int, embed_size: int, learning_rate: float, device: str = "cpu",
+              critic_dropout: float = 0.0, **actor_options) -> dict:
+    """Return a fresh agent, the same for a seed."""
+    torch.manual_seed(seed)
+    actor = Actor(frame_size, embed_size, **actor_options).to(device)
+    critic = Critic(frame_size, embed_size, actor.config["hidden_size"], actor.config["encoder"],
+                    dropout=critic_dropout).to(device)
+    agent = {"actor": actor, "critic": critic,
+             "actor_target": deepcopy(actor).eval().requires_grad_(False),
+             "critic_target": deepcopy(critic).eval().requires_grad_(False)}
+    for name, rate in (("actor", learning_rate), ("critic", learning_rate / 3)):
+        agent[f"{name}_optimiser"] = torch.optim.AdamW(agent[name].parameters(), rate, weight_decay=1e-4, fused=True)
+    return agent
+
+
+def rerank(log_p: Tensor, q: Tensor, candidates: Tensor, beta: float) -> Tensor:
+    """Return scores (B, n) with the candidates (B, k) on top, ordered by log p + β·z(Q); q (B, k), log_p (B, n)."""
+    z = (q - q.mean(dim=1, keepdim=True)) / q.std(dim=1, keepdim=True).clamp(min=1e-6)
+    voice = z if beta == torch.inf else log_p.gather(1, candidates) + beta * z
+    below = log_p - log_p.max() - 1 + voice.min()  # whatever is no candidate comes after the last of them
+    return below.scatter(1, candidates, voice)
+
+
+@torch.no_grad()
+def wolpertinger(history: Frames, user_ids: np.ndarray, *, actor: Actor, critic: Critic, k: int, beta: float,
+                 memory: Callable | None = None) -> Tensor:
+    """Score the catalogue for users: the actor's k best unseen items re-ranked with the critic (a recommender)."""
+    state = history.last_states(user_ids)
+    proto_action = actor(state) if memory is None else actor(state) + memory(history, user_ids)
+    log_p = evaluation.mask_seen(log_policy(proto_action, history.items), history, user_ids).to(state.device)
+    candidates = log_p.topk(min(k, log_p.shape[1])).indices
+    q = critic.among(state, history.items[candidates])
+    return rerank(log_p.clamp(min=-1e6), q, candidates, beta)

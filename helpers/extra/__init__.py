@@ -1,0 +1,1 @@
+"""What one lesson alone needs: facts of films, news, simulated users, several machines."""

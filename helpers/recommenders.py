@@ -1,0 +1,138 @@
+"""Who scores items for users: a policy, what a user's whole log says beside it, and what people would use instead."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from helpers.frames import Frames, rows_of
+
+# A recommender: (history, user_ids (U,)) → scores (U, n_items), higher is better, any scale.
+Recommender = Callable[[Frames, np.ndarray], Tensor]
+
+
+def policy(actor: Callable[[Tensor], Tensor], memory: Recommender | None = None) -> Recommender:
+    """Score every item by its dot product with the proto-action for the user's last frame, in eval mode.
+
+    `memory` (history, user_ids) → (U, E) is added to the proto-action: what the log says beyond that frame.
+    """
+    def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
+        was_training = getattr(actor, "training", False)
+        try:
+            if was_training:
+                actor.eval()
+            with torch.no_grad():
+                proto_action = actor(history.last_states(user_ids))
+                return (proto_action if memory is None else proto_action + memory(history, user_ids)) @ history.items.T
+        finally:
+            if was_training:
+                actor.train()
+    return recommend
+
+
+def random(seed: int = 0) -> Recommender:
+    """Score at random, the floor; the scores go on from call to call."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda history, user_ids: torch.rand(len(user_ids), len(history.item_ids), generator=generator)
+
+
+def popularity(train: pd.DataFrame) -> Recommender:
+    """Score every item by how often the training part has it."""
+    def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
+        counts = train["item_id"].value_counts().reindex(history.item_ids, fill_value=0)
+        return torch.as_tensor(counts.to_numpy(np.float32)).expand(len(user_ids), -1)
+    return recommend
+
+
+def fit_ease(train: pd.DataFrame, item_ids: np.ndarray, ridge: float, most: int = 10_000) -> tuple[Tensor, Tensor]:
+    """Fit EASE on the training part: (rows of the item matrix that take part (m,), weights (m, m)).
+
+    Only the `most` popular items take part, for the fit inverts a matrix of that size.
+
+    Source: Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data", eq. 8.
+    """
+    kept = np.sort(rows_of(train["item_id"].value_counts().index[:most], item_ids))
+    column = pd.Index(item_ids[kept]).get_indexer(train["item_id"])
+    rows, users = pd.factorize(train["user_id"])
+    inside = column >= 0
+    x = sparse.csr_matrix((np.ones(inside.sum(), dtype=np.float32), (rows[inside], column[inside])),
+                          shape=(len(users), len(kept)))
+    x.data[:] = 1  # a user who rated an item twice still rated it
+    inverse = torch.linalg.inv(torch.as_tensor((x.T @ x).toarray()) + ridge * torch.eye(len(kept)))
+    weights = -inverse / inverse.diagonal()
+    return torch.as_tensor(kept), weights.fill_diagonal_(0)
+
+
+def ease(fitted: tuple[Tensor, Tensor], last: int, decay: float) -> Recommender:
+    """Apply EASE to each user's `last` items, weighted decay^age; other items than `fitted`'s score 0.
+
+    Steck's model is `last` = all, `decay` = 1; the rest is ours.
+    """
+    kept, weights = fitted
+
+    def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
+        place = history.places(user_ids)
+        x = torch.zeros(len(user_ids), len(history.item_ids))
+        for row, (start, n) in enumerate(zip(history.log_start[place], history.log_length[place], strict=True)):
+            recent = history.item_idx[start + max(n - last, 0):start + n].tolist()
+            for age, item in reversed(list(enumerate(reversed(recent)))):  # of a repeated item the latest counts
+                x[row, item] = decay ** age
+        scores = torch.zeros(len(user_ids), len(history.item_ids))
+        scores[:, kept] = x[:, kept] @ weights
+        return scores
+    return recommend
+
+
+class Memory(NamedTuple):
+    """EASE in the item space: log → m (E,), which is added to the proto-action of the log's last frame.
+
+    m = weight · √E · Σⱼ (1 + liking·(ratingⱼ − 3)) · eⱼ·W over the user's log. Divided by √E, as in `log_policy`,
+    m·eᵢ is `weight` times what EASE says of item i.
+
+    matrix: W (E, E). weight: how loud it is. liking: how much more a film of a star more counts; 0 is EASE's own way.
+    """
+
+    matrix: Tensor
+    weight: float
+    liking: float = 0.0
+
+    def __call__(self, history: Frames, user_ids: np.ndarray) -> Tensor:
+        """Return m (U, E); of an item that a user has rated twice the later rating counts."""
+        user, row = (torch.as_tensor(places, device=history.device) for places in history.logs(user_ids))
+        key = (user * len(history.item_ids) + history.item_idx[row]).cpu().numpy()
+        latest = torch.as_tensor(len(key) - 1 - np.unique(key[::-1], return_index=True)[1], device=history.device)
+        user, row = user[latest], row[latest]
+        said = torch.zeros(len(user_ids), history.embed_size, device=history.device)
+        said.index_add_(0, user, self.counts(history.rating[row])[:, None] * history.items[history.item_idx[row]])
+        return said @ self.added
+
+    def counts(self, rating: Tensor) -> Tensor:
+        """Return how much each rating counts: of any shape."""
+        return 1 + self.liking * (rating - 3)
+
+    @property
+    def added(self) -> Tensor:
+        """What maps the sum of the counted vectors (…, E) to m: weight · √E · W (E, E)."""
+        return self.weight * len(self.matrix) ** 0.5 * self.matrix
+
+
+def fit_memory(train: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, ridge: float, weight: float = 1.0,
+               liking: float = 0.0) -> Memory:
+    """Fit EASE on the training part and keep of it what the item matrix can say.
+
+    W is the E×E matrix whose eⱼ·W·eᵢ come nearest, in the sum of squares, to EASE's weights of item j for item i.
+    Items that EASE leaves out (it takes the 10,000 most rated) have no part in the fit, but get a score.
+
+    Args:
+        matrix: (n_items, E), rows as item_ids.
+        ridge: EASE's.
+
+    Source: Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data"; the projection is ours.
+    """
+    kept, weights = fit_ease(train, item_ids, ridge)
+    inverse = torch.linalg.pinv(torch.as_tensor(matrix, dtype=torch.float32)[kept])  # (E, m)
+    return Memory(inverse @ weights @ inverse.T, float(weight), float(liking))
