@@ -1,6 +1,7 @@
 """Judge policies and baselines by every protocol of lesson 10: `python -m benchmarks.results [PROTOCOL …]`.
 
-Everything is fitted on the training part of its protocol alone, the item matrix too; voices and settings are chosen on
+Everything is fitted on the training part of its protocol alone, the item matrix too; critic weights and settings are
+chosen on
 validation; the test is read once, for the report. Scores that `baselines.py` left in `data/<dataset>/results/` (it
 needs an environment of its own) are judged with the rest. Writes `res/results.json`, protocol by protocol.
 """
@@ -26,17 +27,18 @@ from helpers.evaluation import Recommender
 from helpers.extra import simulator
 from helpers.files import DEFAULT_DATASET, data_dir, read_vectors, res_dir, write_json
 from helpers.frames import Frames
-from helpers.recommenders import Memory, fit_memory
+from helpers.recommenders import UserHistory, fit_user_history
 
 PROTOCOLS = ("last-5", "last-1", "temporal", "simulator")
 SEEDS = (0, 1, 2, 3, 4)
 FRAME_SIZE, MAX_STEPS, BATCH_SIZE, LEARNING_RATE = 10, 800, 512, 3e-3   # lesson 05's
 GAMMAS = (0.9, 0.5, 0.0)
-VOICES = (0.0, 0.1, 0.2)
-LOUD_VOICES = ((0.0, 100), (0.3, 100), (1.0, 100), (np.inf, 100), (np.inf, 400))  # in the simulator: β, candidates
-RIDGES = (100, 200, 400)                        # of the memory
-SAYS = list(product((4.0, 6.0), (0.0, 0.2, 0.4)))  # its weight and liking
-NO_LOSS = 0.98          # of the twin's NDCG@10 on validation: a policy for reward may not rank lower
+CRITIC_WEIGHTS = (0.0, 0.1, 0.2)
+# in the simulator: β, candidates
+LARGE_CRITIC_WEIGHTS = ((0.0, 100), (0.3, 100), (1.0, 100), (np.inf, 100), (np.inf, 400))
+RIDGES = (100, 200, 400)                        # of the history term
+SAYS = list(product((4.0, 6.0), (0.0, 0.2, 0.4)))  # its weight and rating_slope
+NO_LOSS = 0.98          # of the supervised baseline's NDCG@10 on validation: a policy for reward may not rank lower
 CHOSEN_ON, CHOOSING_SEEDS = "last-5", 3  # the protocol whose validation chooses for all, and by how many seeds
 CANDIDATES = 100
 RELEVANT = 4.0          # stars, in the temporal protocol
@@ -65,8 +67,8 @@ def cut(ratings: pd.DataFrame, protocol: str) -> Cut:
         return Cut(train, [evaluation.split_time(train)], [(train, later)], RELEVANT)
     n = int(protocol.removeprefix("last-"))
     split = evaluation.split_last(ratings, n, n)
-    return Cut(split.train, evaluation.in_turn(split.train, split.valid),
-               evaluation.in_turn(evaluation.together(split.train, split.valid), split.test), None)
+    return Cut(split.train, evaluation.rolling_cases(split.train, split.valid),
+               evaluation.rolling_cases(evaluation.together(split.train, split.valid), split.test), None)
 
 
 def framed(turns: list[tuple[pd.DataFrame, pd.DataFrame]], ids: np.ndarray,
@@ -81,7 +83,7 @@ def ranked(recommend: Recommender, turns: list[tuple[Frames, pd.DataFrame]]) -> 
 
 
 def train_agent(frames: Frames, seed: int, gamma: float, value_weight: float = 1.0) -> tuple[dict, float]:
-    """Return (lesson 05's agent, CPU seconds); with a value weight of 0 the supervised twin."""
+    """Return (lesson 05's agent, CPU seconds); with a value weight of 0 the supervised baseline."""
     lesson, started = ddpg, time.process_time()
     agent = lesson.new_agent(seed, FRAME_SIZE, frames.embed_size, LEARNING_RATE, encoder="attention",
                              critic_dropout=0.3)
@@ -91,12 +93,12 @@ def train_agent(frames: Frames, seed: int, gamma: float, value_weight: float = 1
     return agent, time.process_time() - started
 
 
-def policy_of(agent: dict, beta: float = 0.0, k: int = CANDIDATES, memory: Memory | None = None) -> Recommender:
-    """Return the target actor as a recommender, with the target critic for a second voice unless beta is 0."""
+def policy_of(agent: dict, beta: float = 0.0, k: int = CANDIDATES, term: UserHistory | None = None) -> Recommender:
+    """Return the target actor as a recommender, with the target critic as a second judge unless beta is 0."""
     if not beta:
-        return recommenders.policy(agent["actor_target"], memory)
+        return recommenders.policy(agent["actor_target"], term)
     return partial(ddpg.wolpertinger, actor=agent["actor_target"], critic=agent["critic_target"],
-                   k=k, beta=beta, memory=memory)
+                   k=k, beta=beta, term=term)
 
 
 def choose(judged: dict[tuple, pd.Series], floor: float) -> tuple:
@@ -127,9 +129,9 @@ def difference(users: dict[str, pd.DataFrame], one: str, other: str, metric: str
             "ratio": round(float(users[one][metric].mean() / users[other][metric].mean()), 3)}
 
 
-def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: dict, likeness: np.ndarray,
+def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: dict, similarity: np.ndarray,
                   folder: Path, seeds: tuple[int, ...], chosen: dict | None = None) -> dict[str, Any]:
-    """Return {"rows", "differences", "voices", "chosen", …} of one of the ranking protocols."""
+    """Return {"rows", "differences", "critic weights", "chosen", …} of one of the ranking protocols."""
     part, ids = cut(ratings, protocol), np.array(list(infos))
     matrix = features.item_matrix(part.train, infos, vectors)
     valid, test = framed(part.valid, ids, matrix), framed(part.test, ids, matrix)
@@ -156,27 +158,27 @@ def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: di
                         time.process_time() - started, {"tried": len(tried), "chosen": str((ridge, last, decay))})
 
     frames = Frames(part.train, ids, matrix, FRAME_SIZE)
-    twins = [train_agent(frames, seed, GAMMAS[0], value_weight=0.0) for seed in seeds]
+    supervised = [train_agent(frames, seed, GAMMAS[0], value_weight=0.0) for seed in seeds]
     agents = {GAMMAS[0]: [train_agent(frames, seed, GAMMAS[0]) for seed in seeds]}
     tried: dict[str, list] = {}
     if protocol == CHOSEN_ON:
-        memories = {ridge: fit_memory(part.train, ids, matrix, ridge) for ridge in RIDGES}
+        histories = {ridge: fit_user_history(part.train, ids, matrix, ridge) for ridge in RIDGES}
         agents |= {gamma: [train_agent(frames, seed, gamma) for seed in seeds[:CHOOSING_SEEDS]] for gamma in GAMMAS[1:]}
-        chosen, tried = choose_all(agents, twins, memories, partial(users_of, turns=valid))
+        chosen, tried = choose_all(agents, supervised, histories, partial(users_of, turns=valid))
     elif chosen is None:
         raise SystemExit(f"the settings of {protocol} are those that {CHOSEN_ON} chose: judge that one first")
     gamma, done = chosen["gamma"], agents.get(chosen["gamma"], [])
     agents[gamma] = [*done, *(train_agent(frames, seed, gamma) for seed in seeds[len(done):])]
-    memory = fit_memory(part.train, ids, matrix, **chosen["memory"])
-    for_reward = memory._replace(weight=chosen["weight"], liking=chosen["liking"])
-    for name, kind, runs, more in (("supervised twin", "twin", twins, {}),
+    term = fit_user_history(part.train, ids, matrix, **chosen["user_history"])
+    for_reward = term._replace(weight=chosen["weight"], rating_slope=chosen["rating_slope"])
+    for name, kind, runs, more in (("supervised baseline", "supervised", supervised, {}),
                                    ("DDPG", "rl", agents[GAMMAS[0]], {"gamma": GAMMAS[0]})):
         models[name] = (kind, [policy_of(agent) for agent, _ in runs], runs[0][1], more)
-        models[f"{name}, with memory"] = (kind, [policy_of(agent, memory=memory) for agent, _ in runs], runs[0][1],
-                                          more | {"memory": chosen["memory"]})
+        models[f"{name}, with history"] = (kind, [policy_of(agent, term=term) for agent, _ in runs], runs[0][1],
+                                          more | {"user_history": chosen["user_history"]})
     models["DDPG for reward"] = (
-        "rl", [policy_of(agent, float(chosen["beta"]), memory=for_reward) for agent, _ in agents[gamma]],
-        agents[gamma][0][1], {name: chosen[name] for name in ("gamma", "beta", "weight", "liking")})
+        "rl", [policy_of(agent, float(chosen["beta"]), term=for_reward) for agent, _ in agents[gamma]],
+        agents[gamma][0][1], {name: chosen[name] for name in ("gamma", "beta", "weight", "rating_slope")})
     rows, users = [], {}
     train_users = test[0][0].user_ids
     for name, (kind, scorers, cpu, more) in models.items():
@@ -184,7 +186,7 @@ def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: di
         runs = [evaluation.user_metrics(each, relevant=part.relevant) for each in ranks]
         slates = evaluation.slates_of(recommenders[0], test[0][0], train_users)
         more |= {key: round(value, 4) for key, value in
-                 evaluation.slate_metrics(slates, likeness, part.train, ids).items()}
+                 evaluation.slate_metrics(slates, similarity, part.train, ids).items()}
         stars = ranks[0].loc[ranks[0]["rank"] <= 10, "rating"].mean()
         row, users[name] = judged_row(name, kind, protocol, runs, cpu, **more,
                                       **{"stars of hits": round(float(stars), 3)})
@@ -195,37 +197,39 @@ def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: di
             "chosen": chosen, **tried, "differences": differences_of(users)}
 
 
-def choose_all(agents: dict[float, list], twins: list, memories: dict[float, Memory],
+def choose_all(agents: dict[float, list], supervised: list, histories: dict[float, UserHistory],
                users_of: Callable) -> tuple[dict, dict[str, list]]:
-    """Choose on validation, by the mean of the seeds that all have: the memory, and the policy for reward.
+    """Choose on validation, by the mean of the seeds that all have: the term, and the policy for reward.
 
-    The memory (ridge, weight, liking) is the one with which the twin ranks best. The policy for reward (γ, β, and the
-    memory's weight and liking) earns most reward@10 among those that rank as well as that twin, but for NO_LOSS.
+    The history term (ridge, weight, rating slope) is the one with which the supervised baseline ranks best. The policy
+    for reward (γ, β, and the term's weight and slope) earns most reward@10 among those that rank as well as that
+    baseline, but for NO_LOSS.
 
     Returns:
-        (what was chosen, {"memories", "voices"}: what was tried).
+        (what was chosen, {"histories", "critic weights"}: what was tried).
     """
     n = min(len(runs) for runs in agents.values())
     says = [(0.0, 0.0), *SAYS]
 
-    def mean_of_seeds(runs: list, ridge: float, weight: float, liking: float, beta: float = 0.0) -> pd.Series:
-        memory = memories[ridge]._replace(weight=weight, liking=liking) if weight else None
-        return sum(users_of(policy_of(agent, beta, memory=memory)).mean() for agent, _ in runs[:n]) / n
+    def mean_of_seeds(runs: list, ridge: float, weight: float, slope: float, beta: float = 0.0) -> pd.Series:
+        term = histories[ridge]._replace(weight=weight, rating_slope=slope) if weight else None
+        return sum(users_of(policy_of(agent, beta, term=term)).mean() for agent, _ in runs[:n]) / n
 
     def listed(judged: dict[tuple, pd.Series], *names: str) -> list[dict]:
         return [dict(zip(names, key, strict=True), seeds=n, **{
             metric.lower(): round(float(means[metric]), 4) for metric in ("NDCG@10", "reward@10")})
             for key, means in judged.items()]
 
-    of_twin = {(ridge, *say): mean_of_seeds(twins, ridge, *say) for ridge in memories for say in says}
-    ridge, weight, liking = best = max(of_twin, key=lambda key: of_twin[key]["NDCG@10"])
+    of_supervised = {(ridge, *say): mean_of_seeds(supervised, ridge, *say) for ridge in histories for say in says}
+    ridge, weight, slope = best = max(of_supervised, key=lambda key: of_supervised[key]["NDCG@10"])
     of_agents = {(gamma, beta, *say): mean_of_seeds(runs, ridge, *say, beta)
-                 for gamma, runs in agents.items() for beta in VOICES for say in says}
-    chosen = dict(zip(("gamma", "beta", "weight", "liking"), choose(of_agents, NO_LOSS * of_twin[best]["NDCG@10"]),
+                 for gamma, runs in agents.items() for beta in CRITIC_WEIGHTS for say in says}
+    chosen = dict(zip(("gamma", "beta", "weight", "rating_slope"),
+                      choose(of_agents, NO_LOSS * of_supervised[best]["NDCG@10"]),
                       strict=True))
-    return {"memory": {"ridge": ridge, "weight": weight, "liking": liking}, **chosen}, {
-        "memories": listed(of_twin, "ridge", "weight", "liking"),
-        "voices": listed(of_agents, "gamma", "beta", "weight", "liking")}
+    return {"user_history": {"ridge": ridge, "weight": weight, "rating_slope": slope}, **chosen}, {
+        "histories": listed(of_supervised, "ridge", "weight", "rating_slope"),
+        "critic weights": listed(of_agents, "gamma", "beta", "weight", "rating_slope")}
 
 
 def differences_of(users: dict[str, pd.DataFrame]) -> list[dict]:
@@ -238,7 +242,7 @@ def add_scores(protocol: str, results: dict[str, Any], ratings: pd.DataFrame, id
     """Judge the scores that `baselines.py` left, and put their rows and differences beside what is stored.
 
     A model that left its scores of the validation cases too, log-probabilities up to a constant, is judged a second
-    time with the memory that our policies have, its settings chosen for it as the twin's were.
+    time with the history term that our policies have, its settings chosen for it as the supervised baseline's were.
     """
     part, matrix, chosen = cut(ratings, protocol), np.load(folder / "item_matrix.npy"), {}
     test = framed(part.test, ids, matrix)
@@ -248,32 +252,32 @@ def add_scores(protocol: str, results: dict[str, Any], ratings: pd.DataFrame, id
         found = {meta["name"]: (None, more)}
         if validation := read_scores(folder, meta, " valid"):
             if protocol == CHOSEN_ON:
-                chosen[meta["name"]] = memory_for(validation[:CHOOSING_SEEDS], framed(part.valid, ids, matrix), part)
-            settings = chosen.get(meta["name"]) or old[CHOSEN_ON]["memory of others"][meta["name"]]
-            found[f"{meta['name']}, with memory"] = (fit_memory(part.train, ids, matrix, **settings),
-                                                     more | {"memory": settings})
-        for name, (memory, more) in found.items():
-            runs = [judged_scores(each, test, part.relevant, memory) for each in scores]
+                chosen[meta["name"]] = history_for(validation[:CHOOSING_SEEDS], framed(part.valid, ids, matrix), part)
+            settings = chosen.get(meta["name"]) or old[CHOSEN_ON]["history of others"][meta["name"]]
+            found[f"{meta['name']}, with history"] = (fit_user_history(part.train, ids, matrix, **settings),
+                                                     more | {"user_history": settings})
+        for name, (term, more) in found.items():
+            runs = [judged_scores(each, test, part.relevant, term) for each in scores]
             row, by_user = judged_row(name, "baseline", protocol, runs, meta["cpu_s"], **more)
             users[name] = by_user.reset_index(drop=True)
             results["rows"] = [kept for kept in results["rows"] if (kept["protocol"], kept["name"]) != (protocol, name)]
             results["rows"].append(row)
             print(row, flush=True)
     if chosen:
-        old[protocol]["memory of others"] = chosen
+        old[protocol]["history of others"] = chosen
     old[protocol]["differences"] = differences_of(users)
 
 
-def memory_for(scores: list[Tensor], valid: list[tuple[Frames, pd.DataFrame]], part: Cut) -> dict[str, float]:
-    """Return the ridge, weight and liking of the memory with which validation scores rank best, mean over seeds."""
+def history_for(scores: list[Tensor], valid: list[tuple[Frames, pd.DataFrame]], part: Cut) -> dict[str, float]:
+    """Return the settings of the history term with which validation scores rank best, mean over seeds."""
     ids, matrix, judged = valid[0][0].item_ids, valid[0][0].items.numpy(), {}
     for ridge in RIDGES:
-        memory = fit_memory(part.valid[0][0], ids, matrix, ridge)
-        for weight, liking in SAYS:
-            judged[ridge, weight, liking] = np.mean([judged_scores(
-                each, valid, part.relevant, memory._replace(weight=weight, liking=liking))["NDCG@10"].mean()
+        term = fit_user_history(part.valid[0][0], ids, matrix, ridge)
+        for weight, slope in SAYS:
+            judged[ridge, weight, slope] = np.mean([judged_scores(
+                each, valid, part.relevant, term._replace(weight=weight, rating_slope=slope))["NDCG@10"].mean()
                 for each in scores])
-    return dict(zip(("ridge", "weight", "liking"), max(judged, key=judged.get), strict=True))
+    return dict(zip(("ridge", "weight", "rating_slope"), max(judged, key=judged.get), strict=True))
 
 
 def write_cases(folder: Path, part: Cut, ids: np.ndarray, matrix: np.ndarray) -> None:
@@ -309,8 +313,8 @@ def read_scores(folder: Path, meta: dict, of: str = "") -> list[Tensor]:
 
 
 def judged_scores(scores: Tensor, turns: list[tuple[Frames, pd.DataFrame]], relevant: float | None,
-                  memory: Memory | None = None) -> pd.DataFrame:
-    """Return metrics by user of scores (cases, n_items), a memory's added if there is one."""
+                  term: UserHistory | None = None) -> pd.DataFrame:
+    """Return metrics by user of scores (cases, n_items), a history term's added if there is one."""
     first, ranks = 0, []
     for frames, held_out in turns:
         order = held_out["user_id"].unique()
@@ -319,14 +323,14 @@ def judged_scores(scores: Tensor, turns: list[tuple[Frames, pd.DataFrame]], rele
 
         def recommend(history: Frames, user_ids: np.ndarray, place: pd.Series = place) -> Tensor:
             own = scores[place.loc[user_ids].to_numpy(copy=True)]
-            if memory is None:
+            if term is None:
                 return own
-            return own + memory(history, user_ids) @ history.items.T / history.embed_size ** 0.5
+            return own + term(history, user_ids) @ history.items.T / history.embed_size ** 0.5
         ranks.append(evaluation.rank_held_out(recommend, frames, held_out))
     return evaluation.user_metrics(pd.concat(ranks), relevant=relevant)
 
 
-def simulate(ratings: pd.DataFrame, infos: dict, vectors: dict, likeness: np.ndarray,
+def simulate(ratings: pd.DataFrame, infos: dict, vectors: dict, similarity: np.ndarray,
              seeds: tuple[int, ...]) -> dict[str, Any]:
     """Return {"rows", "differences", "world"} of the simulator: agents see 70 % of the users, its world the others."""
     ids, rng = np.array(list(infos)), np.random.default_rng(0)
@@ -336,8 +340,8 @@ def simulate(ratings: pd.DataFrame, infos: dict, vectors: dict, likeness: np.nda
     train, outside = ratings[~of_world].reset_index(drop=True), ratings[of_world].reset_index(drop=True)
     matrix = features.item_matrix(train, infos, vectors)
     frames = Frames(train, ids, matrix, FRAME_SIZE)
-    worlds = {"to choose by": simulator.fit_world(train, ids, likeness),
-              "to report": simulator.fit_world(outside, ids, likeness)}
+    worlds = {"to choose by": simulator.fit_world(train, ids, similarity),
+              "to report": simulator.fit_world(outside, ids, similarity)}
     some = rng.choice(frames.user_ids[frames.log_length > FRAME_SIZE], len(chosen), replace=False)
 
     def known_enough(recommend: Recommender, log: pd.DataFrame) -> Recommender:
@@ -370,22 +374,24 @@ def simulate(ratings: pd.DataFrame, infos: dict, vectors: dict, likeness: np.nda
         models[name] = ("baseline", [scorers[best]] * len(seeds), {"chosen": str(best[1:])})
 
     first = {gamma: train_agent(frames, 0, gamma)[0] for gamma in GAMMAS}
-    twin, memory = train_agent(frames, 0, GAMMAS[0], 0.0)[0], fit_memory(train, ids, matrix, RIDGES[1])
-    _, weight, liking = tune({("twin", *say): policy_of(twin, memory=memory._replace(weight=say[0], liking=say[1]))
+    supervised, term = train_agent(frames, 0, GAMMAS[0], 0.0)[0], fit_user_history(train, ids, matrix, RIDGES[1])
+    _, weight, slope = tune({("supervised", *say): policy_of(supervised, term=term._replace(weight=say[0],
+                                                                                            rating_slope=say[1]))
                               for say in SAYS})
-    memory = memory._replace(weight=weight, liking=liking)
-    _, gamma, beta, k = tune({("DDPG", gamma, beta, k): policy_of(agent, beta, k, memory) for gamma, agent
-                              in first.items() for beta, k in LOUD_VOICES})
-    twins = [twin, *(train_agent(frames, seed, gamma, 0.0)[0] for seed in seeds[1:])]
+    term = term._replace(weight=weight, rating_slope=slope)
+    _, gamma, beta, k = tune({("DDPG", gamma, beta, k): policy_of(agent, beta, k, term) for gamma, agent
+                              in first.items() for beta, k in LARGE_CRITIC_WEIGHTS})
+    supervised = [supervised, *(train_agent(frames, seed, gamma, 0.0)[0] for seed in seeds[1:])]
     agents = [first[gamma], *(train_agent(frames, seed, gamma)[0] for seed in seeds[1:])]
-    remembers = {"weight": weight, "liking": liking}
+    remembers = {"weight": weight, "rating_slope": slope}
     models |= {
-        "supervised twin": ("twin", [policy_of(agent) for agent in twins], {}),
-        "supervised twin, with memory": ("twin", [policy_of(agent, memory=memory) for agent in twins], remembers),
+        "supervised baseline": ("supervised", [policy_of(agent) for agent in supervised], {}),
+        "supervised baseline, with history": ("supervised", [policy_of(agent, term=term) for agent in supervised],
+                                              remembers),
         "DDPG": ("rl", [policy_of(agent) for agent in agents], {"gamma": gamma}),
-        "DDPG, with memory": ("rl", [policy_of(agent, memory=memory) for agent in agents],
+        "DDPG, with history": ("rl", [policy_of(agent, term=term) for agent in agents],
                               {"gamma": gamma} | remembers),
-        "DDPG, re-ranked": ("rl", [policy_of(agent, beta, k, memory) for agent in agents],
+        "DDPG, re-ranked": ("rl", [policy_of(agent, beta, k, term) for agent in agents],
                             {"gamma": gamma, "beta": str(beta), "candidates": k} | remembers)}
     rows, users = [], {}
     for mode in simulator.MODES:
@@ -403,7 +409,7 @@ def simulate(ratings: pd.DataFrame, infos: dict, vectors: dict, likeness: np.nda
                 users[name] = mean
             print(rows[-1], flush=True)
     world = worlds["to report"]
-    return {"rows": rows, "voices": tuned, "users": len(world.user_ids),
+    return {"rows": rows, "critic weights": tuned, "users": len(world.user_ids),
             "world": {"rmse": {key: round(value, 3) for key, value in world.rmse.items()}, "factors": world.n_factors,
                       "films shown": int((outside["item_id"].value_counts() >= SEEN_ENOUGH).sum()),
                       "habits": simulator.HABITS._asdict()},
@@ -434,7 +440,7 @@ def main() -> None:
     home, seeds = data_dir(options.dataset), SEEDS[:options.seeds]
     ratings = datasets.read_ratings(datasets.fetch(options.dataset))
     infos, vectors = features.read_infos(home / "infos.json"), read_vectors(home / "texts_bert.p")
-    _, likeness = features.read_item_matrix(home / "embeddings_content.npz")
+    _, similarity = features.read_item_matrix(home / "embeddings_content.npz")
     path = res_dir(options.dataset) / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "protocols": {}}
     for protocol in options.protocols:
@@ -443,7 +449,7 @@ def main() -> None:
                 add_scores(protocol, results, ratings, np.array(list(infos)), home / "results" / protocol)
                 write_json(path, results)
             continue
-        data = dict(ratings=ratings, infos=infos, vectors=vectors, likeness=likeness, seeds=seeds)
+        data = dict(ratings=ratings, infos=infos, vectors=vectors, similarity=similarity, seeds=seeds)
         if protocol == "simulator":
             found = simulate(**data)
         else:

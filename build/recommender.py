@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import onnxruntime
 
-FORMAT = 2       # of the model folder, as its manifest says
+FORMAT = 3       # of the model folder, as its manifest says
 NEEDED = ("actor.onnx", "critic.onnx", "items.npz", "items.json")
 THREADS = 1      # for a product: the networks are small, and the other processors are for other requests
 SEARCHED = 1000  # nearest items an approximate index is always asked for; who needs more is served exactly
@@ -124,7 +124,8 @@ class Recommender:
         self.frame_size, self.embed_size = manifest["frame_size"], manifest["embed_size"]
         self.dataset, self.policy = str(manifest["dataset"]), str(manifest["policy"])
         self.candidates, self.beta = int(manifest["critic"]["candidates"]), float(manifest["critic"]["beta"])
-        self.gamma, self.liking = float(manifest["critic"]["gamma"]), float(manifest["memory"]["liking"])
+        self.gamma = float(manifest["critic"]["gamma"])
+        self.rating_slope = float(manifest["user_history"]["rating_slope"])
         self.low, self.high, self.step = (float(manifest["rating"][key]) for key in ("low", "high", "step"))
         self.items: list[dict] = parsed(content["items.json"])
         for item, item_id in zip(self.items, sendable([item["id"] for item in self.items]), strict=True):
@@ -134,7 +135,7 @@ class Recommender:
             self.n_ratings = arrays["ratings"]                                # (n,)
             self.map = arrays["map"]                                          # (n, 2)
             self.axes, self.mean = arrays["axes"], arrays["mean"]             # (2, E), (E,)
-            self.memory = np.asarray(arrays["memory"], np.float32)            # (E, E): zeros for a policy without one
+            self.user_history = np.asarray(arrays["user_history"], np.float32)  # (E, E): zeros for a policy without one
         self.place_norm = float(manifest["map"]["norm"])
         self.actor, self.critic = network(content["actor.onnx"]), network(content["critic.onnx"])
         self.index = None
@@ -147,7 +148,7 @@ class Recommender:
         if not (n == len(self.row_of) == manifest["n_items"] and self.matrix.shape == (n, self.embed_size)
                 and self.map.shape == (n, 2) and self.n_ratings.shape == (n,)
                 and self.axes.shape == (2, self.embed_size) and self.mean.shape == (self.embed_size,)
-                and self.memory.shape == (self.embed_size, self.embed_size)
+                and self.user_history.shape == (self.embed_size, self.embed_size)
                 and (self.index is None or self.index.ntotal == n)
                 and all(net.get_inputs()[0].shape[1] == width for net in (self.actor, self.critic))):
             raise ModelError("sizes differ")
@@ -216,12 +217,12 @@ class Recommender:
         return np.concatenate([vectors.reshape(len(asks), -1), ratings], axis=1)
 
     def remembered(self, asks: list[Ask]) -> np.ndarray:
-        """Return (B, E) float32: what whole histories add to the proto-actions, lesson 05's memory.
+        """Return (B, E) float32: what whole histories add to the proto-actions, lesson 05's history term.
 
-        That is the sum of all rated items' vectors, each counted 1 + liking · (rating − 3), times a matrix.
+        That is the sum of all rated items' vectors, each counted 1 + rating slope · (rating − 3), times a matrix.
         """
-        sums = [(1 + self.liking * (ask.ratings - 3)) @ self.matrix[ask.rows] for ask in asks]
-        return np.stack(sums).astype(np.float32) @ self.memory
+        sums = [(1 + self.rating_slope * (ask.ratings - 3)) @ self.matrix[ask.rows] for ask in asks]
+        return np.stack(sums).astype(np.float32) @ self.user_history
 
     def best(self, proto_action: np.ndarray, asks: list[Ask]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return (rows, log p) for each request: its best items that are not hidden, best first.
@@ -299,10 +300,11 @@ class Recommender:
                 score = score + ask.beta * np.where(known, z, 0)
             order = np.argsort(-score, kind="stable")[:ask.k]
             own, used = own[order], ask.rows[-self.frame_size:]
-            likeness = np.nan_to_num(self.matrix[own] @ self.matrix[used].T / np.outer(self.norm[own], self.norm[used]))
+            similarity = np.nan_to_num(self.matrix[own] @ self.matrix[used].T
+                                       / np.outer(self.norm[own], self.norm[used]))
             slate = [{**self._named(row), "score": finite(score[i], 6), "value": finite(value[i], 6),
-                      "because": {**self._named(used[like.argmax()]), "likeness": round(float(like.max()), 4)}}
-                     for row, i, like in zip(own, order, likeness, strict=True)]
+                      "because": {**self._named(used[like.argmax()]), "similarity": round(float(like.max()), 4)}}
+                     for row, i, like in zip(own, order, similarity, strict=True)]
             lies = dict(zip("xy", (finite(part, 4) for part in place), strict=True))
             answers.append({"slate": slate, "used": len(used), "note": self._note(ask, len(slate)),
                             "proto_action": None if None in lies.values() else lies})

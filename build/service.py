@@ -56,7 +56,7 @@ class Rated(Strict):
 
 class Wish(Strict):
     history: Annotated[list[Rated], Field(max_length=1000, description="What was rated, oldest first; may be empty. "
-                                          f"The last {MODEL.frame_size} make the state, all the memory.")]
+                                          f"The last {MODEL.frame_size} make the state, all the history term.")]
     k: Annotated[int, Field(ge=1, le=100, description="How many items are wanted."), OR_5_0] = 10
     exclude: Annotated[list[ItemId], Field(max_length=10_000, description="Items to leave out, beside the rated.")] = []
     beta: Annotated[float | None, Field(ge=0, le=10, allow_inf_nan=False, description="How loud the critic is in the "
@@ -69,7 +69,7 @@ class Named(BaseModel):
 
 
 class Because(Named):
-    likeness: Annotated[float, Field(description="Cosine of the two items' vectors, −1 to 1.")]
+    similarity: Annotated[float, Field(description="Cosine of the two items' vectors, −1 to 1.")]
 
 
 class Choice(Named):

@@ -72,7 +72,7 @@ def split_time(ratings: pd.DataFrame, share: float = 0.1, at_least: int = 10) ->
     return before.reset_index(drop=True), after.reset_index(drop=True)
 
 
-def in_turn(before: pd.DataFrame, held_out: pd.DataFrame) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
+def rolling_cases(before: pd.DataFrame, held_out: pd.DataFrame) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
     """Return (ratings up to then, cases) for the first, second, … held-out rating of each user.
 
     Each case is so predicted from the true history before it.
@@ -171,15 +171,15 @@ def slates_of(recommend: Recommender, history: Frames, user_ids: np.ndarray, k: 
     return np.concatenate(slates)
 
 
-def slate_metrics(slates: np.ndarray, likeness: np.ndarray, train: pd.DataFrame,
+def slate_metrics(slates: np.ndarray, similarity: np.ndarray, train: pd.DataFrame,
                   item_ids: np.ndarray) -> dict[str, float]:
     """Return what slates (U, k), −1 where a place is empty, are like, whoever hits: coverage, diversity, novelty.
 
-    coverage: share of the catalogue on at least one slate. diversity: 1 − mean cosine of the `likeness` (n_items, d) of
-    two items of a slate, over slates of two items or more; 0 where there is none. novelty: mean −log2 of the share of
-    users in `train` who rated an item, in bits; an item that nobody rated counts as rated by one.
+    coverage: share of the catalogue on at least one slate. diversity: 1 − mean cosine of the `similarity`
+    (n_items, d) of two items of a slate, over slates of two items or more; 0 where there is none. novelty: mean −log2
+    of the share of users in `train` who rated an item, in bits; an item that nobody rated counts as rated by one.
     """
-    v = likeness / np.maximum(np.linalg.norm(likeness, axis=1, keepdims=True), 1e-12)
+    v = similarity / np.maximum(np.linalg.norm(similarity, axis=1, keepdims=True), 1e-12)
     filled = slates >= 0
     chosen, k = v[slates] * filled[:, :, None], filled.sum(axis=1)
     pairs = np.square(chosen.sum(axis=1)).sum(axis=1) - np.square(chosen).sum(axis=(1, 2))
@@ -264,7 +264,7 @@ def observed_returns(frames: Frames, gamma: float) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def promised_and_observed(value: Callable[[Tensor, Tensor], Tensor], frames: Frames, gamma: float, at_least: int = 30,
+def calibration(value: Callable[[Tensor, Tensor], Tensor], frames: Frames, gamma: float, at_least: int = 30,
                           choose: Callable[[Tensor], Tensor] | None = None) -> pd.DataFrame:
     """Return what a critic promises for logged actions beside what their users really gave from there on.
 

@@ -108,7 +108,7 @@ def standardise(values: np.ndarray, known: np.ndarray | None = None) -> np.ndarr
     return np.nan_to_num(scaled).astype(np.float32)
 
 
-def reduce(matrix: np.ndarray | sparse.spmatrix, n: int, seed: int = 0) -> np.ndarray:
+def svd(matrix: np.ndarray | sparse.spmatrix, n: int, seed: int = 0) -> np.ndarray:
     """Return the leading `n` singular directions of (n_items, d) as (n_items, ≤ n) float32, rows of any norm."""
     n = min(n, min(matrix.shape) - 1)
     if n < 1:
@@ -196,8 +196,8 @@ def behaviour(ratings: pd.DataFrame, item_ids: np.ndarray, window: int = 5, co_r
 
     `ratings` must be the training part alone. An item it does not have gets the mean of the others.
     """
-    both = {"co-ratings": reduce(co_ratings(ratings, item_ids, window), co_rating_size, seed),
-            "users": reduce(user_item(ratings, item_ids), user_size, seed)}
+    both = {"co-ratings": svd(co_ratings(ratings, item_ids, window), co_rating_size, seed),
+            "users": svd(user_item(ratings, item_ids), user_size, seed)}
     unrated = ~np.isin(item_ids, ratings["item_id"])
     for block in both.values():
         block[unrated] = block[~unrated].mean(axis=0)
@@ -218,7 +218,7 @@ def content_blocks(infos: dict[int, dict], vectors: dict[int, np.ndarray], text_
                          for rows in lists.values()]).tocsr()
     facts = pd.DataFrame({field: [info[field] for info in infos.values()] for field in FACTS}, index=list(infos),
                          dtype=np.float64).dropna(axis=1, how="all")
-    return {"text": text, "lists": reduce(hot, min(list_size, hot.shape[1] - 1), seed)}, facts
+    return {"text": text, "lists": svd(hot, min(list_size, hot.shape[1] - 1), seed)}, facts
 
 
 def item_matrix(ratings: pd.DataFrame, infos: dict[int, dict], vectors: dict[int, np.ndarray],

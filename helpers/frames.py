@@ -307,7 +307,7 @@ def gaps(state: Tensor, frame_size: int, embed_size: int) -> Tensor:
     return after if after.shape[1] else state.new_ones(len(state), frame_size)
 
 
-def multiplied(t: Transition) -> Transition:
+def to_autocast(t: Transition) -> Transition:
     """Return a batch as matrices are multiplied: under bfloat16 autocast, its vectors are converted once for all."""
     kind = t.state.device.type
     if not torch.is_autocast_enabled(kind):

@@ -21,7 +21,7 @@ class Flat(nn.Module):
 
 
 class DRRp(nn.Module):
-    """Pairwise products: the frame's items, and every two of them multiplied, w_a·v_a ⊙ w_b·v_b.
+    """Pairwise products: the frame's items, and every two of them to_autocast, w_a·v_a ⊙ w_b·v_b.
 
     Source: Liu et al. 2018 (DRR-p). `w` is a learnt scalar for each place in the frame. Ratings are
     not read: the paper's frame holds liked items only, ours holds all.

@@ -15,10 +15,10 @@ from helpers.frames import Frames, rows_of
 Recommender = Callable[[Frames, np.ndarray], Tensor]
 
 
-def policy(actor: Callable[[Tensor], Tensor], memory: Recommender | None = None) -> Recommender:
+def policy(actor: Callable[[Tensor], Tensor], term: Recommender | None = None) -> Recommender:
     """Score every item by its dot product with the proto-action for the user's last frame, in eval mode.
 
-    `memory` (history, user_ids) → (U, E) is added to the proto-action: what the log says beyond that frame.
+    `term` (history, user_ids) → (U, E) is added to the proto-action: what the log says beyond that frame.
     """
     def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
         was_training = getattr(actor, "training", False)
@@ -27,7 +27,7 @@ def policy(actor: Callable[[Tensor], Tensor], memory: Recommender | None = None)
                 actor.eval()
             with torch.no_grad():
                 proto_action = actor(history.last_states(user_ids))
-                return (proto_action if memory is None else proto_action + memory(history, user_ids)) @ history.items.T
+                return (proto_action if term is None else proto_action + term(history, user_ids)) @ history.items.T
         finally:
             if was_training:
                 actor.train()
@@ -87,18 +87,19 @@ def ease(fitted: tuple[Tensor, Tensor], last: int, decay: float) -> Recommender:
     return recommend
 
 
-class Memory(NamedTuple):
+class UserHistory(NamedTuple):
     """EASE in the item space: log → m (E,), which is added to the proto-action of the log's last frame.
 
-    m = weight · √E · Σⱼ (1 + liking·(ratingⱼ − 3)) · eⱼ·W over the user's log. Divided by √E, as in `log_policy`,
+    m = weight · √E · Σⱼ (1 + rating_slope·(ratingⱼ − 3)) · eⱼ·W over the user's log. Divided by √E, as in `log_policy`,
     m·eᵢ is `weight` times what EASE says of item i.
 
-    matrix: W (E, E). weight: how loud it is. liking: how much more a film of a star more counts; 0 is EASE's own way.
+    matrix: W (E, E). weight: how much it counts beside the policy. rating_slope: how much more a film of
+    a star more counts; 0 is EASE's own way.
     """
 
     matrix: Tensor
     weight: float
-    liking: float = 0.0
+    rating_slope: float = 0.0
 
     def __call__(self, history: Frames, user_ids: np.ndarray) -> Tensor:
         """Return m (U, E); of an item that a user has rated twice the later rating counts."""
@@ -112,7 +113,7 @@ class Memory(NamedTuple):
 
     def counts(self, rating: Tensor) -> Tensor:
         """Return how much each rating counts: of any shape."""
-        return 1 + self.liking * (rating - 3)
+        return 1 + self.rating_slope * (rating - 3)
 
     @property
     def added(self) -> Tensor:
@@ -120,8 +121,8 @@ class Memory(NamedTuple):
         return self.weight * len(self.matrix) ** 0.5 * self.matrix
 
 
-def fit_memory(train: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, ridge: float, weight: float = 1.0,
-               liking: float = 0.0) -> Memory:
+def fit_user_history(train: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, ridge: float, weight: float = 1.0,
+               rating_slope: float = 0.0) -> UserHistory:
     """Fit EASE on the training part and keep of it what the item matrix can say.
 
     W is the E×E matrix whose eⱼ·W·eᵢ come nearest, in the sum of squares, to EASE's weights of item j for item i.
@@ -135,4 +136,4 @@ def fit_memory(train: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, ri
     """
     kept, weights = fit_ease(train, item_ids, ridge)
     inverse = torch.linalg.pinv(torch.as_tensor(matrix, dtype=torch.float32)[kept])  # (E, m)
-    return Memory(inverse @ weights @ inverse.T, float(weight), float(liking))
+    return UserHistory(inverse @ weights @ inverse.T, float(weight), float(rating_slope))

@@ -305,7 +305,7 @@ def test_promises_stand_beside_the_returns_of_the_same_transitions(frames):
     def value(state, action):
         return state[:, :1] + 10 * action[:, :1]
 
-    told = evaluation.promised_and_observed(value, frames, 0.5, at_least=2, choose=lambda state: -state[:, :3])
+    told = evaluation.calibration(value, frames, 0.5, at_least=2, choose=lambda state: -state[:, :3])
     total, left = evaluation.observed_returns(frames, 0.5)
     t = frames.gather(torch.arange(len(frames)))
     assert told.index.tolist() == [i for i, n in enumerate(left.tolist()) if n >= 2] and len(told) > 1
@@ -313,7 +313,7 @@ def test_promises_stand_beside_the_returns_of_the_same_transitions(frames):
         assert row["observed"] == total[i].item()
         assert row["promised"] == pytest.approx(value(t.state, t.action)[i].item(), rel=1e-6)
         assert row["own"] == pytest.approx(value(t.state, -t.state[:, :3])[i].item(), rel=1e-6)
-    assert "own" not in evaluation.promised_and_observed(value, frames, 0.5, at_least=2)
+    assert "own" not in evaluation.calibration(value, frames, 0.5, at_least=2)
 
 
 def test_a_cut_in_time_is_one_moment_for_all_and_keeps_what_is_new_to_a_known_user():
@@ -329,7 +329,7 @@ def test_a_cut_in_time_is_one_moment_for_all_and_keeps_what_is_new_to_a_known_us
 
 def test_held_out_ratings_are_asked_in_turn_with_the_true_history_before_each(log):
     split = evaluation.split_last(log, 2, 2)
-    turns = evaluation.in_turn(evaluation.together(split.train, split.valid), split.test)
+    turns = evaluation.rolling_cases(evaluation.together(split.train, split.valid), split.test)
     assert len(turns) == 2
     for number, (history, cases) in enumerate(turns):
         for case in cases.itertuples():
@@ -362,9 +362,9 @@ def test_ndcg_of_many_hits_is_scikit_learns():
 
 def test_what_slates_are_like_by_hand(frames, item_ids):
     train = pd.DataFrame({"user_id": [1, 2, 3, 4], "item_id": [50, 50, 50, 10], "rating": 4.0, "timestamp": 0})
-    likeness = np.array([[1.0, 0], [2, 0], [0, 3], [0, 0], [1, 1]])
+    similarity = np.array([[1.0, 0], [2, 0], [0, 3], [0, 0], [1, 1]])
     slates = np.array([[0, 1], [0, 2]])
-    like = evaluation.slate_metrics(slates, likeness, train, item_ids)
+    like = evaluation.slate_metrics(slates, similarity, train, item_ids)
     assert like["coverage"] == 3 / 5 and like["diversity"] == pytest.approx((0 + 1) / 2)
     assert like["novelty"] == pytest.approx(-(2 * np.log2(3 / 4) + 2 * np.log2(1 / 4)) / 4)
     seen = evaluation.slates_of(lambda history, users: torch.arange(5.0).expand(len(users), 5), frames,
@@ -399,7 +399,8 @@ def frames_without(frames, held_out):
 def test_order_of_rows_does_not_choose_what_is_held_out():
     log = pd.DataFrame({"user_id": 1, "item_id": [1, 2, 3, 4], "rating": 4.0, "timestamp": [40, 30, 20, 10]})
     assert evaluation.split_last(log).test["item_id"].tolist() == [1]
-    assert [cases["item_id"].tolist() for _, cases in evaluation.in_turn(log.iloc[3:], log.iloc[:3])] == [[3], [2], [1]]
+    turns = evaluation.rolling_cases(log.iloc[3:], log.iloc[:3])
+    assert [cases["item_id"].tolist() for _, cases in turns] == [[3], [2], [1]]
     before, after = evaluation.split_time(log, share=0.25, at_least=1)
     assert before["item_id"].tolist() == [4, 3, 2] and after["item_id"].tolist() == [1]
 

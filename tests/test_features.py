@@ -12,8 +12,8 @@ from helpers.features import (
     nearest,
     pca,
     read_item_matrix,
-    reduce,
     standardise,
+    svd,
     user_item,
     votes_of,
     write_item_matrix,
@@ -68,14 +68,14 @@ def test_statistics_come_from_the_known_rows_alone():
 def test_reduce_keeps_the_inner_products_of_a_low_rank_matrix():
     rng = np.random.default_rng(0)
     matrix = rng.normal(size=(20, 2)) @ rng.normal(size=(2, 9))
-    reduced = reduce(matrix, 2)
+    reduced = svd(matrix, 2)
     np.testing.assert_allclose(reduced @ reduced.T, matrix @ matrix.T, atol=1e-4)
-    np.testing.assert_array_equal(reduced, reduce(matrix, 2))
+    np.testing.assert_array_equal(reduced, svd(matrix, 2))
 
 
 @pytest.mark.parametrize("shape, n, width", [((6, 4), 10, 3), ((3, 9), 10, 2), ((5, 1), 3, 0), ((6, 4), 2, 2)])
 def test_reduce_gives_no_more_directions_than_there_are(shape, n, width):
-    assert reduce(np.random.default_rng(0).normal(size=shape), n).shape == (shape[0], width)
+    assert svd(np.random.default_rng(0).normal(size=shape), n).shape == (shape[0], width)
 
 
 def test_pairs_follow_time_and_not_the_order_of_rows():

@@ -21,10 +21,10 @@ from helpers.frames import (
     Transition,
     flatten,
     gaps,
-    multiplied,
     open_static,
     read_static,
     reward_of,
+    to_autocast,
     unflatten,
     write_static,
 )
@@ -596,9 +596,9 @@ def test_next_rewards_stop_where_the_log_ends(frames):
 
 def test_a_batch_is_converted_once_for_all_under_autocast_alone(frames):
     t = frames.gather(torch.arange(3))
-    assert multiplied(t) is t
+    assert to_autocast(t) is t
     with torch.autocast("cpu", torch.bfloat16):
-        half = multiplied(t)
+        half = to_autocast(t)
     assert half.state.dtype == half.next_state.dtype == half.action.dtype == torch.bfloat16
     assert half.reward is t.reward and half.done is t.done
 

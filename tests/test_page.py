@@ -308,7 +308,7 @@ def test_of_a_long_history_the_page_says_what_the_slate_follows(browser, small):
         assert not {"11", "12", "13"} & set(settled(page)[0])
 
 
-def test_the_critics_voice_reorders_the_slate(browser, address):
+def test_the_critic_weight_reorders_the_slate(browser, address):
     with visit(browser, address) as page:
         rate(page, "toy sto", "5")
         quiet = settled(page)[0]

@@ -8,7 +8,7 @@ import torch
 from helpers import evaluation, recommenders
 from helpers.agents import ddpg
 from helpers.frames import Frames
-from helpers.recommenders import Memory, fit_memory
+from helpers.recommenders import UserHistory, fit_user_history
 
 ITEMS = np.eye(4, dtype=np.float32)
 IDS = np.arange(4) + 10
@@ -24,7 +24,7 @@ def frames_of(rows: list[tuple], matrix: np.ndarray = ITEMS, frame_size: int = 1
 def test_a_memory_by_hand():
     history = frames_of([(1, 10, 5.0), (1, 11, 1.0), (1, 12, 3.0), (2, 13, 4.0), (2, 10, 3.0)])
     w = torch.arange(16.0).reshape(4, 4)
-    said = Memory(w, weight=2.0, liking=0.5)(history, np.array([2, 1]))
+    said = UserHistory(w, weight=2.0, rating_slope=0.5)(history, np.array([2, 1]))
     # user 2: item 13 counts 1 + 0.5·1, item 10 once; user 1: item 10 counts 2, item 11 nothing, item 12 once
     expected = 2 * 4 ** 0.5 * torch.stack([1.5 * w[3] + w[0], 2 * w[0] + w[2]])
     assert torch.allclose(said, expected)
@@ -32,11 +32,11 @@ def test_a_memory_by_hand():
 
 def test_the_later_rating_of_an_item_counts_and_others_logs_do_not():
     w = torch.arange(16.0).reshape(4, 4)
-    memory, user = Memory(w, 1.0, 0.5), np.array([1])
+    term, user = UserHistory(w, 1.0, 0.5), np.array([1])
     twice = frames_of([(1, 10, 1.0), (1, 11, 3.0), (1, 10, 5.0), (2, 12, 5.0), (2, 13, 5.0)])
     once = frames_of([(1, 11, 3.0), (1, 10, 5.0)])
-    assert torch.equal(memory(twice, user), memory(once, user))
-    assert torch.equal(memory(twice, np.array([1, 2]))[:1], memory(twice, user))
+    assert torch.equal(term(twice, user), term(once, user))
+    assert torch.equal(term(twice, np.array([1, 2]))[:1], term(twice, user))
 
 
 def test_where_the_item_matrix_can_say_all_a_memory_is_ease():
@@ -45,9 +45,9 @@ def test_where_the_item_matrix_can_say_all_a_memory_is_ease():
     matrix = rng.normal(size=(4, 6)).astype(np.float32)  # more numbers than items
     history = frames_of(rows, matrix)
     train = pd.DataFrame(rows, columns=["user_id", "item_id", "rating"])
-    memory, users = fit_memory(train, IDS, matrix, ridge=5.0, weight=0.7), history.user_ids
+    term, users = fit_user_history(train, IDS, matrix, ridge=5.0, weight=0.7), history.user_ids
     ease = recommenders.ease(recommenders.fit_ease(train, IDS, 5.0), 10_000, 1.0)(history, users)
-    scores = memory(history, users) @ history.items.T / 6 ** 0.5
+    scores = term(history, users) @ history.items.T / 6 ** 0.5
     assert torch.allclose(scores, 0.7 * ease, atol=1e-4) and ease.abs().max() > 0.1
 
 
@@ -55,26 +55,26 @@ def test_a_memory_is_fitted_on_the_part_it_is_given_alone():
     rng = np.random.default_rng(1)
     rows = pd.DataFrame([(user, 10 + item, 3.0) for user in range(30) for item in rng.permutation(4)[:3]],
                         columns=["user_id", "item_id", "rating"])
-    one, other = (fit_memory(part, IDS, ITEMS, 5.0).matrix for part in (rows, rows.iloc[:-2]))
+    one, other = (fit_user_history(part, IDS, ITEMS, 5.0).matrix for part in (rows, rows.iloc[:-2]))
     assert not torch.allclose(one, other)
-    assert torch.equal(one, fit_memory(rows.assign(rating=1.0), IDS, ITEMS, 5.0).matrix)
+    assert torch.equal(one, fit_user_history(rows.assign(rating=1.0), IDS, ITEMS, 5.0).matrix)
 
 
 def test_both_recommenders_add_it_to_the_proto_action():
     history, users = frames_of([(1, 10, 5.0), (1, 11, 4.0), (2, 12, 3.0), (2, 13, 2.0)]), np.array([1, 2])
-    memory = Memory(torch.eye(4).roll(1, dims=1), 3.0)
+    term = UserHistory(torch.eye(4).roll(1, dims=1), 3.0)
     def actor(state):
         return state[:, :4]
 
     def critic(): ...
     critic.among = lambda state, actions: torch.zeros(actions.shape[:2])
-    scores = recommenders.policy(actor, memory)(history, users)
-    by_hand = (history.last_states(users)[:, :4] + memory(history, users)) @ history.items.T
+    scores = recommenders.policy(actor, term)(history, users)
+    by_hand = (history.last_states(users)[:, :4] + term(history, users)) @ history.items.T
     assert torch.equal(scores, by_hand)
     plain = recommenders.policy(actor)(history, users)
     assert not torch.equal(scores.argsort(), plain.argsort())
     reranked = ddpg.wolpertinger(history, users, actor=actor, critic=critic, k=2, beta=0.5,
-                                                   memory=memory)
+                                                   term=term)
     masked = evaluation.mask_seen(by_hand, history, users)
     assert reranked.argmax(dim=1).tolist() == masked.argmax(dim=1).tolist()
 
@@ -82,7 +82,7 @@ def test_both_recommenders_add_it_to_the_proto_action():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_it_says_the_same():
     rows = [(1, 10, 5.0), (1, 11, 1.0), (1, 12, 3.0)]
-    memory = Memory(torch.arange(16.0).reshape(4, 4), 2.0, 0.5)
-    there = memory(Frames(pd.DataFrame(rows, columns=["user_id", "item_id", "rating"]).assign(timestamp=range(3)), IDS,
+    term = UserHistory(torch.arange(16.0).reshape(4, 4), 2.0, 0.5)
+    there = term(Frames(pd.DataFrame(rows, columns=["user_id", "item_id", "rating"]).assign(timestamp=range(3)), IDS,
                           ITEMS, 1, "cuda"), np.array([1]))
-    assert torch.allclose(there.cpu(), memory(frames_of(rows), np.array([1])))
+    assert torch.allclose(there.cpu(), term(frames_of(rows), np.array([1])))

@@ -11,7 +11,7 @@ from benchmarks import results
 from helpers import evaluation, recommenders
 from helpers.agents import evaluation as evaluation_lesson
 from helpers.frames import Frames
-from helpers.recommenders import Memory, fit_memory
+from helpers.recommenders import UserHistory, fit_user_history
 
 IDS = np.arange(30)
 
@@ -82,40 +82,40 @@ def test_scores_of_others_are_judged_case_by_case(ratings, tmp_path):
 def test_scores_of_others_take_a_memory_as_a_policy_does(ratings):
     part = results.cut(ratings, "last-5")
     matrix = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
-    turns, memory = results.framed(part.test, IDS, matrix), fit_memory(part.train, IDS, matrix, 10.0, 3.0, 0.2)
-    silent = results.judged_scores(torch.zeros(60, 30), turns, None, memory)
-    policy = recommenders.policy(lambda state: torch.zeros(len(state), 4), memory)
+    turns, term = results.framed(part.test, IDS, matrix), fit_user_history(part.train, IDS, matrix, 10.0, 3.0, 0.2)
+    silent = results.judged_scores(torch.zeros(60, 30), turns, None, term)
+    policy = recommenders.policy(lambda state: torch.zeros(len(state), 4), term)
     pd.testing.assert_frame_equal(silent, evaluation.user_metrics(results.ranked(policy, turns)))
 
 
-def test_a_voice_must_not_cost_ranking_and_the_best_of_these_earns_most():
+def test_a_critic_weight_must_not_cost_ranking_and_the_best_of_these_earns_most():
     judged = {(0.9, beta): pd.Series({"NDCG@10": ndcg, "reward@10": reward}) for beta, ndcg, reward in
               [(0.0, 0.10, 0.40), (0.1, 0.11, 0.45), (0.3, 0.10, 0.50), (1.0, 0.09, 0.90)]}
     assert results.choose(judged, 0.10) == (0.9, 0.3)
     assert results.choose(judged, 0.2) == (0.9, 0.1)  # nobody ranks so well: the best ranking
 
 
-def test_the_twin_chooses_the_memory_and_no_policy_for_reward_may_rank_much_below_it(monkeypatch):
-    monkeypatch.setattr(results, "policy_of", lambda agent, beta=0.0, k=100, memory=None: (agent, beta, memory))
+def test_the_supervised_baseline_chooses_the_history_term_and_no_policy_for_reward_may_rank_much_below_it(monkeypatch):
+    monkeypatch.setattr(results, "policy_of", lambda agent, beta=0.0, k=100, term=None: (agent, beta, term))
 
     def users_of(policy):
-        (name, seed), beta, memory = policy
-        weight, liking, ridge = (memory.weight, memory.liking, memory.matrix) if memory else (0.0, 0.0, 0)
-        ndcg = 0.1 + 0.01 * (weight == 4.0) + 0.001 * (ridge == 200) - 0.02 * liking
-        reward = 0.4 + liking + beta + (name == 0.5) / 100
-        if name != "twin":
+        (name, seed), beta, term = policy
+        weight, rating_slope, ridge = (term.weight, term.rating_slope, term.matrix) if term else (0.0, 0.0, 0)
+        ndcg = 0.1 + 0.01 * (weight == 4.0) + 0.001 * (ridge == 200) - 0.02 * rating_slope
+        reward = 0.4 + rating_slope + beta + (name == 0.5) / 100
+        if name != "supervised":
             ndcg += 0.03 - 0.2 * beta - 0.1 * (name == 0.0)
         return pd.DataFrame({"NDCG@10": [ndcg + seed / 1000], "reward@10": [reward]})
 
-    memories = {ridge: Memory(ridge, 1.0) for ridge in results.RIDGES}
+    histories = {ridge: UserHistory(ridge, 1.0) for ridge in results.RIDGES}
     agents = {gamma: [((gamma, seed), 1.0) for seed in range(2)] for gamma in results.GAMMAS}
-    chosen, tried = results.choose_all(agents, [(("twin", seed), 1.0) for seed in range(5)], memories, users_of)
-    assert chosen == {"memory": {"ridge": 200, "weight": 4.0, "liking": 0.0},
-                      "gamma": 0.5, "beta": 0.1, "weight": 4.0, "liking": 0.4}  # more is worse
-    assert len(tried["memories"]) == len(results.RIDGES) * 7
-    assert len(tried["voices"]) == len(results.GAMMAS) * len(results.VOICES) * 7
+    chosen, tried = results.choose_all(agents, [(("supervised", seed), 1.0) for seed in range(5)], histories, users_of)
+    assert chosen == {"user_history": {"ridge": 200, "weight": 4.0, "rating_slope": 0.0},
+                      "gamma": 0.5, "beta": 0.1, "weight": 4.0, "rating_slope": 0.4}  # more is worse
+    assert len(tried["histories"]) == len(results.RIDGES) * 7
+    assert len(tried["critic weights"]) == len(results.GAMMAS) * len(results.CRITIC_WEIGHTS) * 7
     assert all(row["seeds"] == 2 for rows in tried.values() for row in rows)
-    assert tried["memories"][0] == {"ridge": 100, "weight": 0.0, "liking": 0.0, "seeds": 2, "ndcg@10": 0.1005,
+    assert tried["histories"][0] == {"ridge": 100, "weight": 0.0, "rating_slope": 0.0, "seeds": 2, "ndcg@10": 0.1005,
                                     "reward@10": 0.4}
 
 

@@ -117,9 +117,9 @@ def test_the_reason_is_the_nearest_item_of_the_state(client, written):
     matrix, rated = written[3], [3, 50, 77]
     unit = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
     for item in slate(client, history=history(*rated), k=20)["slate"]:
-        likeness = unit[item["item_id"] - 1] @ unit[np.array(rated) - 1].T
-        assert item["because"]["item_id"] == rated[likeness.argmax()]
-        assert item["because"]["likeness"] == pytest.approx(likeness.max(), abs=1e-4)
+        similarity = unit[item["item_id"] - 1] @ unit[np.array(rated) - 1].T
+        assert item["because"]["item_id"] == rated[similarity.argmax()]
+        assert item["because"]["similarity"] == pytest.approx(similarity.max(), abs=1e-4)
 
 
 def test_the_proto_action_lies_where_the_manifest_says(client, written):
@@ -180,8 +180,8 @@ def test_an_approximate_index_recommends_the_same(recommender, written, tmp_path
     folder, lesson, n = shutil.copytree(written[0], tmp_path / "model"), ship, 2000
     matrix = np.random.default_rng(1).normal(size=(n, EMBED_SIZE)).astype(np.float32)
     infos = {i: {"title": "A film", "genres": [], "release_year": None} for i in range(n)}
-    memory = np.random.default_rng(2).normal(size=(EMBED_SIZE, EMBED_SIZE)).astype(np.float32) / 20
-    lesson.write_items(folder, np.arange(n), matrix, infos, pd.Series([1, 2]), memory)
+    user_history = np.random.default_rng(2).normal(size=(EMBED_SIZE, EMBED_SIZE)).astype(np.float32) / 20
+    lesson.write_items(folder, np.arange(n), matrix, infos, pd.Series([1, 2]), user_history)
     faiss.write_index(lesson.hnsw(matrix), str(folder / "index.faiss"))
     described_anew(folder, n_items=n, search={"kind": "hnsw"})
     model = recommender.Recommender(folder)
@@ -234,7 +234,7 @@ def test_what_has_no_number_is_never_recommended_and_never_sent(recommender, wri
 
 def test_where_nothing_has_a_score_the_slate_is_empty_and_says_so(recommender, written, tmp_path):
     model = with_arrays(recommender, shutil.copytree(written[0], tmp_path / "model"),
-                        memory=np.full((EMBED_SIZE, EMBED_SIZE), np.nan))
+                        user_history=np.full((EMBED_SIZE, EMBED_SIZE), np.nan))
     bad, good = model.recommend([model.ask([(1, 4.0)], k=3), model.ask([], k=3)])
     assert bad["slate"] == [] and bad["proto_action"] is None and "score for none of the items left" in bad["note"]
     assert len(good["slate"]) == 3 and json.dumps([bad, good], allow_nan=False)
@@ -427,7 +427,7 @@ def pickled(folder) -> None:
     (lambda folder: (folder / "critic.onnx").unlink(), "critic.onnx is not there"),
     (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json is no manifest"),
     (lambda folder: (folder / "manifest.json").write_text("[1]"), "manifest.json is no manifest"),
-    (edited(format=3), "is of format 3, and this code reads format 2"),
+    (edited(format=2), "is of format 2, and this code reads format 3"),
     (lambda folder: (shutil.rmtree(folder), folder.write_text("")), "cannot be read (Not a directory)"),
     (lambda folder: ((folder / "actor.onnx").unlink(), (folder / "actor.onnx").mkdir()), "cannot be read (Is a dir"),
     (edited(files={}), "lists no actor.onnx"),

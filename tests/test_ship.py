@@ -19,7 +19,7 @@ from helpers.files import DEFAULT_DATASET, PROJECT, DataError, build_dir
 from helpers.frames import Frames, flatten, unflatten
 from helpers.losses import log_policy
 from helpers.networks import ENCODERS, Actor, Critic
-from helpers.recommenders import Memory
+from helpers.recommenders import UserHistory
 from tools.run import LESSONS, artefact, closing_table
 
 N_ITEMS, EMBED_SIZE, FRAME_SIZE = 60, 8, 4
@@ -27,7 +27,7 @@ IDS = np.arange(N_ITEMS) * 3 + 1
 ABOUT = {"dataset": "toy", "rating": {"low": 1.0, "high": 5.0, "step": 1.0},
          "critic": {"gamma": 0.9, "beta": 0.0, "candidates": 20}, "held_out": None, "short_histories": None,
          "licence": "Drawn at random: nobody's."}
-MEMORY = Memory(torch.randn(EMBED_SIZE, EMBED_SIZE, generator=torch.Generator().manual_seed(2)) / 10, 2.0, 0.3)
+HISTORY = UserHistory(torch.randn(EMBED_SIZE, EMBED_SIZE, generator=torch.Generator().manual_seed(2)) / 10, 2.0, 0.3)
 PROGRAM = """
 import json, sys
 from pathlib import Path
@@ -68,7 +68,7 @@ def write(lesson, folder, toy, **options):
 @pytest.fixture(scope="module")
 def model(lesson, toy, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ship") / "model"
-    write(lesson, folder, toy, memory=MEMORY, said=torch.zeros(32, EMBED_SIZE))
+    write(lesson, folder, toy, term=HISTORY, said=torch.zeros(32, EMBED_SIZE))
     return folder
 
 
@@ -108,7 +108,7 @@ def test_the_manifest_names_every_file_with_its_hash(model):
     for name, known in manifest["files"].items():
         content = (model / name).read_bytes()
         assert known == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    assert manifest["format"] == 2 and manifest["n_items"] == N_ITEMS and manifest["search"] == {"kind": "exact"}
+    assert manifest["format"] == 3 and manifest["n_items"] == N_ITEMS and manifest["search"] == {"kind": "exact"}
     assert manifest["versions"]["onnxruntime"] == version("onnxruntime")
     assert {key: manifest[key] for key in ABOUT} == ABOUT
 
@@ -121,7 +121,7 @@ def test_items_keep_order_titles_and_counts(model, toy):
     with np.load(model / "items.npz", allow_pickle=False) as arrays:
         assert np.array_equal(arrays["matrix"], toy[2])
         assert arrays["ratings"].tolist() == [3, 1] + [0] * (N_ITEMS - 2)
-        assert np.array_equal(arrays["memory"], MEMORY.added)
+        assert np.array_equal(arrays["user_history"], HISTORY.added)
         np.testing.assert_allclose(arrays["map"], (toy[2] - arrays["mean"]) @ arrays["axes"].T, atol=1e-6)
 
 
@@ -152,7 +152,7 @@ def test_a_copied_folder_gives_the_slates_of_training_without_torch(model, toy, 
                                                                 strict=True))
         state = flatten(torch.tensor(matrix)[rows[-FRAME_SIZE:]][None], ratings[-FRAME_SIZE:][None])
         with torch.no_grad():
-            m = MEMORY.counts(ratings) @ torch.tensor(matrix)[rows] @ MEMORY.added  # of all six, not of a frame's four
+            m = HISTORY.counts(ratings) @ torch.tensor(matrix)[rows] @ HISTORY.added  # of all six, not four
             log_p = log_policy(actor.eval()(state) + m, torch.tensor(matrix))[0]
         actor.train()
         log_p[rows] = -torch.inf
@@ -220,14 +220,14 @@ def test_short_histories_by_hand(lesson):
 
 
 def test_what_is_served_fills_the_frames_of_short_logs(lesson, frames):
-    actor, memory = Actor(2, 3, 16).eval(), Memory(torch.zeros(3, 3), 1.0)
+    actor, term = Actor(2, 3, 16).eval(), UserHistory(torch.zeros(3, 3), 1.0)
     users = np.array([1, 5])
-    full, one = lesson.as_served(actor, memory)(frames, users), frames.last_states(users)
+    full, one = lesson.as_served(actor, term)(frames, users), frames.last_states(users)
     with torch.no_grad():
         torch.testing.assert_close(full, actor(one) @ frames.items.T)
     short = Frames(pd.DataFrame({"user_id": [1, 2, 2, 2], "item_id": 10, "rating": 3.0, "timestamp": range(4)}),
                    frames.item_ids, frames.items, 2)
-    torch.testing.assert_close(*lesson.as_served(actor, memory)(short, np.array([1, 2])))
+    torch.testing.assert_close(*lesson.as_served(actor, term)(short, np.array([1, 2])))
 
 
 def test_a_policy_no_better_than_the_most_rated_is_warned_of(lesson):

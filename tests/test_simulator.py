@@ -18,14 +18,14 @@ HALF_STARS = np.arange(1, 11) / 2
 F = 2  # frame_size
 
 
-def world_of(expected, likeness=None, user_mean=None, noise=0.0, stars=HALF_STARS):
+def world_of(expected, similarity=None, user_mean=None, noise=0.0, stars=HALF_STARS):
     """Return a world whose expected ratings (U, n_items) are given; users 10, 11, … have rated items 100, 101, 102."""
     expected = np.asarray(expected, dtype=np.float64)
     n_users, n_items = expected.shape
     log = pd.DataFrame({"user_idx": np.repeat(np.arange(n_users), 3), "item_idx": np.tile(np.arange(3), n_users),
                         "rating": np.float32(3), "timestamp": np.tile([0, 100, 200], n_users)})
-    likeness = np.eye(n_items) if likeness is None else np.asarray(likeness, dtype=np.float64)
-    return World(np.arange(n_items) + 100, likeness / np.linalg.norm(likeness, axis=1, keepdims=True),
+    similarity = np.eye(n_items) if similarity is None else np.asarray(similarity, dtype=np.float64)
+    return World(np.arange(n_items) + 100, similarity / np.linalg.norm(similarity, axis=1, keepdims=True),
                  np.arange(n_users) + 10, log, 3 * np.arange(n_users), np.full(n_users, 3),
                  np.full(n_users, 3.0) if user_mean is None else np.asarray(user_mean, dtype=np.float64),
                  np.c_[np.zeros(n_users), np.ones(n_users), expected], np.c_[np.ones(n_items), np.zeros(n_items),
@@ -125,7 +125,7 @@ def test_stars_are_those_of_the_data_and_means_are_the_users_own():
 
 def test_a_session_begins_with_the_first_real_ratings(ratings, item_ids):
     world = fit_world(ratings, item_ids, 3 * np.eye(5), factors=())
-    assert world.likeness.tolist() == np.eye(5).tolist()
+    assert world.similarity.tolist() == np.eye(5).tolist()
     user_idx, item_idx, rating, when = world.begin(3)
     assert world.user_ids[user_idx].tolist() == [1, 7]  # 2 has three ratings, 5 has two
     assert item_ids[item_idx].tolist() == [[10, 20, 30], [50, 40, 30]]
@@ -134,9 +134,9 @@ def test_a_session_begins_with_the_first_real_ratings(ratings, item_ids):
 
 # --- a step
 
-def one_step(world, log, item, habits=PATIENT, luck=(0.5, 0.5), satisfaction=3.0, mode="free", user=0):
+def one_step(world, log, item, habits=PATIENT, uniforms=(0.5, 0.5), satisfaction=3.0, mode="free", user=0):
     answer, after = respond(world, habits, mode, np.array([user]), np.array([log]), np.array([satisfaction]),
-                            np.array([item]), np.array([luck]))
+                            np.array([item]), np.array([uniforms]))
     return {name: value[0] for name, value in answer.items()} | {"satisfaction": after[0]}
 
 
@@ -156,17 +156,17 @@ def test_satiation_of_three_films_by_hand():
 @pytest.mark.parametrize("quantile, rating", [(0.5, 3), (0.8413447, 4), (0.1586553, 2), (0.9999, 5), (0.0, 1)])
 def test_noise_is_normal_rounded_and_clipped(quantile, rating):
     world = world_of([[3.1, 1, 1]], noise=1.0, stars=[1, 2, 3, 4, 5])
-    assert one_step(world, [1, 2], 0, luck=(quantile, 0.5))["rating"] == rating
+    assert one_step(world, [1, 2], 0, uniforms=(quantile, 0.5))["rating"] == rating
 
 
 def test_the_displeased_quit_with_the_chance_that_is_documented():
     world = world_of([[2, 5, 5]], user_mean=[4])
-    habits = Habits(satiation=0, leave=0.1, impatience=0.5, calm=0.75)
-    quits = [one_step(world, [1, 2], 0, habits, (0.5, luck), satisfaction=4.0) for luck in (0.349, 0.351)]
+    habits = Habits(satiation=0, leave=0.1, impatience=0.5, decay=0.75)
+    quits = [one_step(world, [1, 2], 0, habits, (0.5, uniforms), satisfaction=4.0) for uniforms in (0.349, 0.351)]
     assert [answer["satisfaction"] for answer in quits] == [3.5, 3.5]  # 3/4 · 4 + 1/4 · 2
     assert [answer["quits"] for answer in quits] == [True, False]      # 0.1 + 0.5 · (4 − 3.5)
     assert not one_step(world, [1, 2], 0, habits, (0.5, 0.0), satisfaction=4.0, mode="fixed-length")["quits"]
-    pleased = [one_step(world, [1, 2], 1, habits, (0.5, luck), satisfaction=4.0)["quits"] for luck in (0.099, 0.101)]
+    pleased = [one_step(world, [1, 2], 1, habits, (0.5, u), satisfaction=4.0)["quits"] for u in (0.099, 0.101)]
     assert pleased == [True, False]
 
 
@@ -185,7 +185,7 @@ def test_free_repeats_the_best_film_and_the_others_never_repeat(six_films):
 
 def test_a_displeased_user_leaves_unless_the_length_is_fixed():
     world = world_of([[2] * 6, [5] * 6], user_mean=[4, 4])
-    habits = Habits(satiation=0, leave=0, impatience=1, calm=0)
+    habits = Habits(satiation=0, leave=0, impatience=1, decay=0)
     lengths = {mode: play(world, recommenders.random(), matrix_of(world), F, mode, 4, habits=habits)
                .groupby("user_id").size().tolist() for mode in simulator.MODES}
     assert lengths == {"free": [1, 4], "no-repeat": [1, 4], "fixed-length": [4, 4]}
@@ -376,9 +376,9 @@ def test_an_outside_agent_learns_unchanged():
 def test_bad_input_gets_a_sentence(six_films, ratings, item_ids):
     matrix = matrix_of(six_films)
     for sentence, call in {
-        "likeness has 4 rows for 5 item ids": lambda: fit_world(ratings, item_ids, np.eye(4)),
+        "similarity has 4 rows for 5 item ids": lambda: fit_world(ratings, item_ids, np.eye(4)),
         r"5 item ids \(4 distinct\)": lambda: fit_world(ratings, np.array([50, 10, 10, 20, 30]), np.eye(5)),
-        "likeness holds numbers that are not finite": lambda: fit_world(ratings, item_ids, np.full((5, 2), np.nan)),
+        "similarity holds numbers that are not finite": lambda: fit_world(ratings, item_ids, np.full((5, 2), np.nan)),
         "9 ratings make no world": lambda: fit_world(ratings[:9], item_ids, np.eye(5)),
         "1 rated items are not among the item ids, e.g. item 50": lambda: fit_world(ratings, item_ids[1:], np.eye(4)),
         "there is none of this world's users with more than frame_size = 3":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from helpers.agents import ddpg
-from helpers.frames import Frames, Transition, multiplied
+from helpers.frames import Frames, Transition, to_autocast
 from helpers.losses import behaviour_loss, cross_entropy, log_policy, mean_item, mean_of, n_step, polyak, project
 from helpers.networks import Actor, Critic
 from helpers.replay import Prioritised
@@ -38,7 +38,7 @@ def d4pg_update(agent: dict, frames: Frames, batch: Tensor | tuple[Tensor, Tenso
     """Make one step of D4PG on a batch: index (B,), or (index, weights (B, 1)) drawn by agent["replay"]."""
     index, weights = batch if isinstance(batch, tuple) else (batch, torch.ones(len(batch), 1))
     t, discount = n_step(frames, index, n, gamma)
-    t = multiplied(t)
+    t = to_autocast(t)
     surprise, q = d4pg_critic_loss(agent, t, discount, frames.items, support)
     l_z = (weights[:, 0].to(surprise.device) * surprise).mean()
     ddpg.descend(agent["critic_optimiser"], l_z)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from helpers import evaluation
-from helpers.frames import Frames, Transition, multiplied
+from helpers.frames import Frames, Transition, to_autocast
 from helpers.losses import behaviour_loss, log_policy, mean_item, polyak, squared_error
 from helpers.networks import Actor, Critic
 
@@ -45,7 +45,7 @@ def descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
 def update(agent: dict, frames: Frames, index: Tensor, *, gamma: float, tau: float, decay: float, future: int = 5,
            value_weight: float = 1.0, behaviour_weight: float = 1.0, as_action: Callable = mean_item) -> dict:
     """Make one step of DDPG on the transitions at `index` (B,), and return what is worth logging."""
-    t, scalars, loss = multiplied(frames.gather(index)), {}, 0.0
+    t, scalars, loss = to_autocast(frames.gather(index)), {}, 0.0
     if value_weight:
         l_q, q = critic_loss(agent, t, frames.items, gamma, as_action)
         descend(agent["critic_optimiser"], l_q)
@@ -84,17 +84,17 @@ def new_agent(seed: int, frame_size: int, embed_size: int, learning_rate: float,
 def rerank(log_p: Tensor, q: Tensor, candidates: Tensor, beta: float) -> Tensor:
     """Return scores (B, n) with the candidates (B, k) on top, ordered by log p + β·z(Q); q (B, k), log_p (B, n)."""
     z = (q - q.mean(dim=1, keepdim=True)) / q.std(dim=1, keepdim=True).clamp(min=1e-6)
-    voice = z if beta == torch.inf else log_p.gather(1, candidates) + beta * z
-    below = log_p - log_p.max() - 1 + voice.min()  # whatever is no candidate comes after the last of them
-    return below.scatter(1, candidates, voice)
+    score = z if beta == torch.inf else log_p.gather(1, candidates) + beta * z
+    below = log_p - log_p.max() - 1 + score.min()  # whatever is no candidate comes after the last of them
+    return below.scatter(1, candidates, score)
 
 
 @torch.no_grad()
 def wolpertinger(history: Frames, user_ids: np.ndarray, *, actor: Actor, critic: Critic, k: int, beta: float,
-                 memory: Callable | None = None) -> Tensor:
+                 term: Callable | None = None) -> Tensor:
     """Score the catalogue for users: the actor's k best unseen items re-ranked with the critic (a recommender)."""
     state = history.last_states(user_ids)
-    proto_action = actor(state) if memory is None else actor(state) + memory(history, user_ids)
+    proto_action = actor(state) if term is None else actor(state) + term(history, user_ids)
     log_p = evaluation.mask_seen(log_policy(proto_action, history.items), history, user_ids).to(state.device)
     candidates = log_p.topk(min(k, log_p.shape[1])).indices
     q = critic.among(state, history.items[candidates])

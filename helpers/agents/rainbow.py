@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from helpers.agents import ddpg
-from helpers.frames import Frames, Transition, multiplied
+from helpers.frames import Frames, Transition, to_autocast
 from helpers.losses import behaviour_loss, cross_entropy, log_policy, mean_of, n_step, polyak, project
 from helpers.networks import Rainbow
 from helpers.replay import Prioritised
@@ -43,7 +43,7 @@ def rainbow_update(agent: dict, frames: Frames, batch: Tensor | tuple[Tensor, Te
     """Make one step on the transitions `batch`, (B,) or with their weights (B, 1), and return what to log."""
     index, weight = batch if isinstance(batch, tuple) else (batch, torch.ones(len(batch), 1))
     t, discount = n_step(frames, index, n, gamma)
-    t = multiplied(t)
+    t = to_autocast(t)
     kl, logits, next_logits, u = rainbow_loss(agent, t, discount, frames.items, support, double)
     critic = loss = (weight.to(kl.device)[:, 0] * kl).mean()
     scalars = {"Q/logged action": expected_return(logits.detach(), support).mean(),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from helpers import recommenders
 from helpers.files import DataError, replacing, write_json
 from helpers.frames import Frames, flatten, unflatten
-from helpers.recommenders import Memory
+from helpers.recommenders import UserHistory
 
 
 def shortened(state: Tensor, n: int, frame_size: int, repeat: bool = False) -> Tensor:
@@ -39,10 +39,10 @@ def shortened(state: Tensor, n: int, frame_size: int, repeat: bool = False) -> T
     return flatten(v * known[:, :, None], rating * known)
 
 
-def as_served(actor: nn.Module, memory: Memory) -> recommenders.Recommender:
-    """Score by the policy, memory and all, whose frames are always full."""
+def as_served(actor: nn.Module, term: UserHistory) -> recommenders.Recommender:
+    """Score by the policy, with its history term, whose frames are always full."""
     size = actor.frame_size
-    return recommenders.policy(lambda state: actor(shortened(state, size, size, repeat=True)), memory)
+    return recommenders.policy(lambda state: actor(shortened(state, size, size, repeat=True)), term)
 
 
 class Among(nn.Module):
@@ -130,12 +130,12 @@ def recall(index: faiss.Index, matrix: np.ndarray, proto_actions: np.ndarray, k:
 
 
 @torch.no_grad()
-def short_scores(history: Frames, user_ids: np.ndarray, *, actor: nn.Module, memory: Memory, n: int,
+def short_scores(history: Frames, user_ids: np.ndarray, *, actor: nn.Module, term: UserHistory, n: int,
                  repeat: bool = False) -> Tensor:
     """Score for everyone as if their last n ratings, at most a frame, were all that is known of them."""
     state, size = history.last_states(user_ids), history.frame_size
     v, rating = (field[:, size - n:] for field in unflatten(state, size))
-    said = torch.einsum("bn,bne->be", memory.counts(rating), v) @ memory.added
+    said = torch.einsum("bn,bne->be", term.counts(rating), v) @ term.added
     return (actor(shortened(state, n, size, repeat)) + said) @ history.items.T
 
 
@@ -174,13 +174,13 @@ def items_of(ids: np.ndarray, infos: dict[int, dict], own: list[int | str]) -> l
 
 
 def write_items(folder: Path, ids: np.ndarray, matrix: np.ndarray, infos: dict[int, dict], rated: pd.Series,
-                memory: np.ndarray, own: pd.Series | None = None) -> None:
+                term: np.ndarray, own: pd.Series | None = None) -> None:
     """Write items.npz (vectors, how often rated, places on the map) and items.json (see `items_of`).
 
     Args:
         matrix: (n, E) float32, whose columns are principal components, the largest first.
         rated: item ids of the training ratings, repeats and all.
-        memory: (E, E), `Memory.added`.
+        term: (E, E), `UserHistory.added`.
         own: what the reader calls each item, by id, if not so (see `datasets.own_ids`).
     """
     items = items_of(ids, infos, ids.tolist() if own is None else own.loc[ids].tolist())
@@ -189,7 +189,7 @@ def write_items(folder: Path, ids: np.ndarray, matrix: np.ndarray, infos: dict[i
     counts = rated.value_counts().reindex(ids, fill_value=0).to_numpy(np.int64)
     with replacing(folder / "items.npz") as beside, beside.open("wb") as file:
         np.savez_compressed(file, matrix=matrix, ratings=counts, map=(matrix - mean) @ axes.T, axes=axes, mean=mean,
-                            memory=memory)
+                            user_history=term)
     write_json(folder / "items.json", items)
 
 
@@ -227,7 +227,7 @@ def manifest_of(folder: Path, actor: nn.Module, matrix: np.ndarray, proto_action
     rule = ("a proto-action p lies at axes @ (norm * p / |p| - mean): the first two columns of the item matrix, "
             "with a length at which users' proto-actions spread as far as the items")
     packages = ("torch", "onnx", "onnxruntime", "numpy", "faiss-cpu")
-    return {"format": 2, "policy": "DDPG", "frame_size": actor.config["frame_size"],
+    return {"format": 3, "policy": "DDPG", "frame_size": actor.config["frame_size"],
             "embed_size": actor.config["embed_size"], "n_items": len(matrix), **about, "search": search,
             "map": {"norm": place_norm(proto_actions, matrix), "rule": rule},
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
@@ -236,16 +236,16 @@ def manifest_of(folder: Path, actor: nn.Module, matrix: np.ndarray, proto_action
 
 def write_build(folder: Path, actor: nn.Module, critic: nn.Module, ids: np.ndarray, matrix: np.ndarray,
                 infos: dict, rated: pd.Series, states: Tensor, about: dict, index_from: int = 50_000,
-                memory: Memory | None = None, said: Tensor | float = 0.0, own: pd.Series | None = None) -> dict:
+                term: UserHistory | None = None, said: Tensor | float = 0.0, own: pd.Series | None = None) -> dict:
     """Write the whole model folder, or nothing of it, and return its manifest.
 
     Args:
         states: (U, F·(E+1)), real ones: on them the exported networks must equal torch's to 1e-4.
         about: what the manifest says besides; see "The manifest".
         index_from: number of items from which on an index is written; own: see `write_items`.
-        memory, said: the policy's memory if it has one, and what it adds for the users of `states` (U, E).
+        term, said: the policy's term if it has one, and what it adds for the users of `states` (U, E).
     """
-    memory = Memory(torch.zeros(2 * matrix.shape[1:]), 0.0) if memory is None else memory
+    term = UserHistory(torch.zeros(2 * matrix.shape[1:]), 0.0) if term is None else term
     with replacing(folder) as beside:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
@@ -253,9 +253,9 @@ def write_build(folder: Path, actor: nn.Module, critic: nn.Module, ids: np.ndarr
         off = largest_difference(beside, actor, critic, states, torch.tensor(matrix[:100]).expand(len(states), -1, -1))
         if not all(difference <= 1e-4 for difference in off.values()):  # NaN is not small either
             raise DataError(f"the exported networks differ from torch's by {off}: nothing was written")
-        write_items(beside, ids, matrix, infos, rated, memory.added.numpy(), own)
+        write_items(beside, ids, matrix, infos, rated, term.added.numpy(), own)
         proto_actions = open_network(beside / "actor.onnx").run(None, {"state": states.cpu().numpy()})[0]
-        about = about | {"memory": {"weight": memory.weight, "liking": memory.liking}}
+        about = about | {"user_history": {"weight": term.weight, "rating_slope": term.rating_slope}}
         manifest = manifest_of(beside, actor, matrix, proto_actions + np.asarray(said), about, index_from)
         write_json(beside / "manifest.json", manifest)
     return manifest

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from helpers.agents import ddpg
 from helpers.extra import news
-from helpers.frames import Frames, Transition, multiplied, reward_of
+from helpers.frames import Frames, Transition, reward_of, to_autocast
 from helpers.losses import behaviour_loss, log_policy, mean_item, polyak
 
 
@@ -40,7 +40,7 @@ def with_skips(t: Transition, items: Tensor, skipped: Tensor) -> Transition:
 def news_update(agent: dict, frames: Frames, index: Tensor, *, pages: news.Pages, rng: np.random.Generator,
                 gamma: float, skips: bool = True, tau: float = 0.01, decay: float = 0.7, future: int = 3) -> dict:
     """Make one step of DDPG on the clicks at `index` (B,) and the skips beside them; return what is worth logging."""
-    t = multiplied(as_the_page_was_shown(frames.gather(index), index, frames, pages))
+    t = to_autocast(as_the_page_was_shown(frames.gather(index), index, frames, pages))
     both = with_skips(t, frames.items, skips_beside(index, frames, pages, rng)) if skips else t
     l_q, _ = ddpg.critic_loss(agent, both, frames.items, gamma, mean_item)
     ddpg.descend(agent["critic_optimiser"], l_q)

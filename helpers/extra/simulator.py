@@ -42,7 +42,7 @@ class Habits(NamedTuple):
     memory: films back that count; if no more than frame_size, a state holds all that satiation depends on.
     leave: chance of leaving after any film, however satisfied; 0.02 ends a session after 50 on average.
     impatience: added to that chance for each star that satisfaction is below the user's own mean rating.
-    calm: share of satisfaction that outlasts a rating; nearer to 1, one bad film matters less.
+    decay: of satisfaction, the share that outlasts a rating; nearer to 1, one bad film matters less.
     """
 
     satiation: float = 0.5
@@ -50,7 +50,7 @@ class Habits(NamedTuple):
     memory: int = 10
     leave: float = 0.02
     impatience: float = 0.2
-    calm: float = 0.8
+    decay: float = 0.8
 
 
 HABITS = Habits()
@@ -59,7 +59,7 @@ HABITS = Habits()
 class World(NamedTuple):
     """A rating model of U users and all items, with the users' real logs.
 
-    item_ids (n_items,); likeness (n_items, d), rows of length 1 or 0; user_ids (U,), ascending.
+    item_ids (n_items,); similarity (n_items, d), rows of length 1 or 0; user_ids (U,), ascending.
     log: `user_idx, item_idx, rating, timestamp`, by user and time; log_start, log_length (U,): whose rows are where.
     user_mean (U,): each user's mean rating. users (U, 2 + K): mean + bias, 1, K factors; items (n_items, 2 + K): 1,
     bias, K factors. An expected rating is their dot product. Bias and factors of an item that nobody rated are 0.
@@ -70,7 +70,7 @@ class World(NamedTuple):
     """
 
     item_ids: np.ndarray
-    likeness: np.ndarray
+    similarity: np.ndarray
     user_ids: np.ndarray
     log: pd.DataFrame
     log_start: np.ndarray
@@ -130,14 +130,14 @@ def _factorise(log: pd.DataFrame, shape: tuple[int, int], n_factors: int, ridge:
     return np.insert(users + np.eye(1, 1 + n_factors) * mean, 1, 1, axis=1), np.insert(items, 0, 1, axis=1)
 
 
-def fit_world(ratings: pd.DataFrame, item_ids: np.ndarray, likeness: np.ndarray, factors: tuple[int, ...] = (2, 4, 8),
+def fit_world(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.ndarray, factors: tuple[int, ...] = (2, 4, 8),
               ridges: tuple[float, ...] = (2.0, 6.0, 10.0, 14.0), seed: int = 0) -> World:
     """Fit mean + biases + factors to the ratings of users whom no agent is trained on.
 
     Args:
         ratings: `user_id, item_id, rating, timestamp` in any row order.
         item_ids: (n_items,) ids of all items that may be shown.
-        likeness: (n_items, d) content vectors, whose cosines say which films are alike.
+        similarity: (n_items, d) content vectors, whose cosines say which films are alike.
         factors, ridges: what the held-out tenth chooses from; that of biases is BIAS_RIDGE.
 
     Raises:
@@ -146,11 +146,11 @@ def fit_world(ratings: pd.DataFrame, item_ids: np.ndarray, likeness: np.ndarray,
     Source: Koren, Bell & Volinsky 2009, "Matrix Factorization Techniques for Recommender Systems", with biases, by
     alternating least squares.
     """
-    if len(likeness) != len(item_ids) or len(np.unique(item_ids)) != len(item_ids):
-        raise DataError(f"likeness has {len(likeness)} rows for {len(item_ids)} item ids "
+    if len(similarity) != len(item_ids) or len(np.unique(item_ids)) != len(item_ids):
+        raise DataError(f"similarity has {len(similarity)} rows for {len(item_ids)} item ids "
                         f"({len(np.unique(item_ids))} distinct): each id wants one row of its own")
-    if not np.isfinite(likeness).all():
-        raise DataError("likeness holds numbers that are not finite: make it again, notes/03_pca.ipynb")
+    if not np.isfinite(similarity).all():
+        raise DataError("similarity holds numbers that are not finite: make it again, notes/03_pca.ipynb")
     if len(ratings) < 10:
         raise DataError(f"{len(ratings)} ratings make no world: a tenth is held out to say how good it is")
     ratings = ratings.sort_values(["user_id", "timestamp"], kind="stable")
@@ -172,37 +172,38 @@ def fit_world(ratings: pd.DataFrame, item_ids: np.ndarray, likeness: np.ndarray,
     rmse = {chosen: float(np.sqrt((values ** 2).mean())) for chosen, values in residual.items()}
     best = min(rmse, key=rmse.get)
     plain = float(np.sqrt(((held_out["rating"] - rest["rating"].mean()) ** 2).mean()))
-    return World(np.asarray(item_ids), normalize(np.asarray(likeness, np.float64)), user_ids, log, start, length,
+    return World(np.asarray(item_ids), normalize(np.asarray(similarity, np.float64)), user_ids, log, start, length,
                  log.groupby("user_idx")["rating"].mean().to_numpy(np.float64), *_factorise(log, shape, *best, seed),
                  stars, float(residual[best].std(ddof=0)),
                  {"mean": plain, "biases": rmse[0, 0.0], "factors": rmse[best]}, *best)
 
 
 def respond(world: World, habits: Habits, mode: str, user_idx: np.ndarray, log: np.ndarray, satisfaction: np.ndarray,
-            item_idx: np.ndarray, luck: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+            item_idx: np.ndarray, uniforms: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Show B users a film each: the one step that the environment and `play` both make.
 
     rating = expected − satiation + noise, to the nearest of the world's stars, where satiation =
     `satiation` · Σₖ `fading`ᵏ · max(0, cosine with the film k before the last), k < `memory`; the first frame counts
-    as just seen. Satisfaction, at first the user's own mean, becomes `calm` · satisfaction + (1 − `calm`) · rating, and
+    as just seen. Satisfaction, at first the user's own mean, becomes `decay` · satisfaction +
+    (1 − `decay`) · rating, and
     the user quits with chance `leave` + `impatience` · max(0, own mean − satisfaction).
 
     Args:
         log: (B, n) item_idx of what each user has seen, oldest first.
-        luck: (B, 2), even in [0, 1): the quantile of the noise, and what the chance of quitting must exceed.
+        uniforms: (B, 2), uniform in [0, 1): the quantile of the noise, and what the chance of quitting must exceed.
 
     Returns:
         ({"rating", "expected", "satiation" in stars, "quits" bool: (B,) each}, satisfaction (B,)).
     """
     recent = log[:, max(log.shape[1] - habits.memory, 0):]
-    cosine = np.einsum("bmd,bd->bm", world.likeness[recent], world.likeness[item_idx])
+    cosine = np.einsum("bmd,bd->bm", world.similarity[recent], world.similarity[item_idx])
     satiation = habits.satiation * (cosine.clip(0) * habits.fading ** np.arange(recent.shape[1])[::-1]).sum(axis=1)
     expected = world.expected(user_idx, item_idx)
-    felt = expected - satiation + world.noise * ndtri(luck[:, 0].clip(1e-12))
+    felt = expected - satiation + world.noise * ndtri(uniforms[:, 0].clip(1e-12))
     rating = world.stars[np.abs(felt[:, None] - world.stars).argmin(axis=1)]
-    satisfaction = habits.calm * satisfaction + (1 - habits.calm) * rating
+    satisfaction = habits.decay * satisfaction + (1 - habits.decay) * rating
     chance = habits.leave + habits.impatience * (world.user_mean[user_idx] - satisfaction).clip(0)
-    quits = (luck[:, 1] < chance) & (mode != "fixed-length")
+    quits = (uniforms[:, 1] < chance) & (mode != "fixed-length")
     return {"rating": rating, "expected": expected, "satiation": satiation, "quits": quits}, satisfaction
 
 
@@ -214,8 +215,8 @@ def may_show(world: World, log: np.ndarray, mode: str) -> np.ndarray:
     return free
 
 
-def _luck(seed: int, user_idx: int, length: int) -> np.ndarray:
-    """Return (length, 2): a user's luck, step by step, whatever is shown and whoever else plays."""
+def _uniforms(seed: int, user_idx: int, length: int) -> np.ndarray:
+    """Return (length, 2): a user's random numbers, step by step, whatever is shown and whoever else plays."""
     return np.random.default_rng((seed, int(user_idx))).random((length, 2))
 
 
@@ -238,7 +239,7 @@ class Users(gymnasium.Env):
     Action: Discrete(n_items), a row of the item matrix. Observation: Box (F·(E+1),) float32, the state of
     `Transition`. Reward: 2·(rating − 2.5). Terminated: the user quit. Truncated: `length` steps, or no film is left.
     `reset(seed=…, options={"user": user_id})` chooses the user, else chance does; the session follows on the user's
-    first F real ratings. A seed gives a user the luck that the same seed gives in `play`.
+    first F real ratings. A seed gives a user the random numbers that the same seed gives in `play`.
 
     A film that may not be shown (see `action_masks`) is refused: it earns the reward of the lowest rating and changes
     nothing but the count of steps, and info["refused"] says so. info has user_id, and after a step rating, expected
@@ -268,13 +269,14 @@ class Users(gymnasium.Env):
         self.user_id = int((options or {}).get("user", self.np_random.choice(self.who)))
         self.user_idx, self.log, self.rating, _ = self.world.begin(self.frame_size, np.array([self.user_id]))
         self.satisfaction, self.n_steps = self.world.user_mean[self.user_idx], 0
-        self.luck = _luck(self.np_random.integers(1 << 31) if seed is None else seed, self.user_idx[0], self.length)
+        seed = self.np_random.integers(1 << 31) if seed is None else seed
+        self.uniforms = _uniforms(seed, self.user_idx[0], self.length)
         return self._state(), {"user_id": self.user_id, "refused": False}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         refused, shown = not self.action_masks()[action], np.array([action])
         answer, satisfaction = respond(self.world, self.habits, self.mode, self.user_idx, self.log, self.satisfaction,
-                                       shown, self.luck[[self.n_steps]])
+                                       shown, self.uniforms[[self.n_steps]])
         answer = {name: value[0].item() for name, value in answer.items()}
         if refused:
             answer |= {"rating": float(self.world.stars[0]), "quits": False}
@@ -306,7 +308,7 @@ def play(world: World, recommend: Recommender, matrix: np.ndarray, frame_size: i
 
     The recommender is given `Frames` of the logs as they grow: the first F real ratings, and what followed. At the
     first step they have one more user, who is never asked about, for `Frames` want a transition. A seed gives a user
-    the same luck under every recommender: compare them user by user.
+    the same random numbers under every recommender: compare them user by user.
 
     Args:
         matrix: (n_items, E), rows as world.item_ids.
@@ -322,7 +324,7 @@ def play(world: World, recommend: Recommender, matrix: np.ndarray, frame_size: i
     """
     length, played = _steps(world, matrix, frame_size, mode, length), []
     user_idx, log, rating, when = world.begin(frame_size, user_ids)
-    satisfaction, luck = world.user_mean[user_idx], np.stack([_luck(seed, user, length) for user in user_idx])
+    satisfaction, uniforms = world.user_mean[user_idx], np.stack([_uniforms(seed, user, length) for user in user_idx])
     for step in range(length):
         users, free = world.user_ids[user_idx], may_show(world, log, mode)
         table = pd.DataFrame({"user_id": np.repeat(users, log.shape[1]), "item_id": world.item_ids[log].ravel(),
@@ -338,14 +340,14 @@ def play(world: World, recommend: Recommender, matrix: np.ndarray, frame_size: i
         lowest = torch.finfo(torch.float32).min  # a film that may be shown, whatever its score, before one that may not
         scores = scores.float().cpu().nan_to_num(nan=lowest, neginf=lowest, posinf=torch.inf)
         shown = scores.masked_fill(~torch.as_tensor(free), -torch.inf).argmax(dim=1).numpy()
-        answer, satisfaction = respond(world, habits, mode, user_idx, log, satisfaction, shown, luck[:, step])
+        answer, satisfaction = respond(world, habits, mode, user_idx, log, satisfaction, shown, uniforms[:, step])
         played.append(pd.DataFrame({"user_id": users, "step": step, "item_id": world.item_ids[shown], **answer}))
         log, rating, when = np.c_[log, shown], np.c_[rating, answer["rating"]], np.c_[when, when[:, -1] + 60]
         stay = ~answer["quits"] & may_show(world, log, mode).any(axis=1)
         if not stay.any():
             break
-        user_idx, log, rating, when, satisfaction, luck = (
-            values[stay] for values in (user_idx, log, rating, when, satisfaction, luck))
+        user_idx, log, rating, when, satisfaction, uniforms = (
+            values[stay] for values in (user_idx, log, rating, when, satisfaction, uniforms))
     table = pd.concat(played).sort_values(["user_id", "step"], ignore_index=True)
     table.insert(4, "reward", reward_of(table["rating"]))
     return table
@@ -355,14 +357,14 @@ def sessions(played: pd.DataFrame, world: World) -> pd.DataFrame:
     """Sum up what `play` returned, one row a user, by user_id.
 
     Returns:
-        reward (the sum), length (films), diversity (1 − mean cosine of likeness over all pairs of films shown; NaN for
+        reward (the sum), length (films), diversity (1 − mean cosine over all pairs of films shown; NaN for
         a single one), rating (the mean), quits (False: the session was cut off).
     """
     def sums(values: pd.DataFrame | pd.Series) -> Any:
         return values.groupby(played["user_id"]).sum()
 
     n = played.groupby("user_id").size()
-    vectors = pd.DataFrame(world.likeness[pd.Index(world.item_ids).get_indexer(played["item_id"])], played.index)
+    vectors = pd.DataFrame(world.similarity[pd.Index(world.item_ids).get_indexer(played["item_id"])], played.index)
     pairs = (sums(vectors) ** 2).sum(axis=1) - sums((vectors ** 2).sum(axis=1))  # Σ over pairs, both ways round
     diversity = 1 - pairs / (n * (n - 1)).where(n > 1)
     return pd.DataFrame({"reward": sums(played["reward"]), "length": n, "diversity": diversity,
