@@ -18,10 +18,10 @@ from helpers.evaluation import observed_returns
 from helpers.files import PROJECT
 from helpers.frames import Frames, reward_of
 from tools.export import NOTES
-from tools.run import LESSONS
+from tools.lessons import LESSONS
 
 GAMMA, TAU = 0.9, 0.02
-AGENTS = [name for name, (_, writes, _) in LESSONS.items() if any(path.startswith("policies/") for path in writes)]
+AGENTS = [name for name, lesson in LESSONS.items() if any(path.startswith("policies/") for path in lesson.writes)]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import pytest
 
 from helpers import files
 from helpers.extra import cluster
+from tools import lessons
 from tools import run as series
+from tools.lessons import LESSONS, Lesson
 
 
 @pytest.fixture
@@ -23,9 +26,11 @@ def small_series(tmp_path, monkeypatch):
     monkeypatch.setattr(series, "NOTES", notes)
     monkeypatch.setattr(series, "fetch_model", lambda *_: None)
     monkeypatch.setattr(series, "look_over", lambda raw: [])
-    monkeypatch.setattr(series, "LESSONS", {"01_a": ([], ["a.txt"], []), "02_b": (["01_a"], [], ["b.txt"])})
-    monkeypatch.setattr(series, "data_dir", lambda dataset: files.data_dir(dataset, tmp_path))
-    monkeypatch.setattr(series, "res_dir", lambda dataset: files.res_dir(dataset, tmp_path))
+    monkeypatch.setattr(series, "LESSONS", {"01_a": Lesson((), ("a.txt",)),
+                                            "02_b": Lesson(("a.txt", "res/given.json"), ("res/b.txt",))})
+    for module in (series, lessons):
+        monkeypatch.setattr(module, "data_dir", lambda dataset: files.data_dir(dataset, tmp_path))
+        monkeypatch.setattr(module, "res_dir", lambda dataset: files.res_dir(dataset, tmp_path))
     monkeypatch.setattr(series, "shown", lambda path: path.name)
 
     def run(first="x = 1", second="y = 2", **options):
@@ -51,6 +56,8 @@ def test_runs_in_order_and_does_not_redo_what_is_up_to_date(small_series, capfd)
     assert small_series()[0] == 0 and ran(capfd.readouterr()) == []
     assert small_series(second="y = 3")[0] == 0 and ran(capfd.readouterr()) == ["02_b"]
     assert small_series(first="x = 2", second="y = 3")[0] == 0 and ran(capfd.readouterr()) == ["01_a", "02_b"]
+    (home / "res" / "given.json").write_text("{}")  # what no lesson writes
+    assert small_series(first="x = 2", second="y = 3")[0] == 0 and ran(capfd.readouterr()) == ["02_b"]
     (home / "a.txt").unlink()
     assert small_series(first="x = 2", second="y = 3")[0] == 0 and ran(capfd.readouterr()) == ["01_a", "02_b"]
 
@@ -158,8 +165,8 @@ def test_a_magic_in_a_cell_does_not_stop_the_rest_from_being_read():
 
 def test_ctrl_c_is_a_sentence_and_leaves_no_kernel(monkeypatch, tmp_path):
     program = (
-        "import sys, nbformat; from tools import run as series; from pathlib import Path\n"
-        "series.NOTES, series.LESSONS = Path(sys.argv[1]), {'01_a': ([], [], [])}\n"
+        "import sys, nbformat; from tools import lessons, run as series; from pathlib import Path\n"
+        "series.NOTES, series.LESSONS = Path(sys.argv[1]), {'01_a': lessons.Lesson()}\n"
         "series.fetch_model, series.look_over = (lambda *_: None), (lambda raw: [])\n"
         "series.data_dir = series.res_dir = lambda dataset: Path(sys.argv[1])\n"
         "sys.exit(series.run(sys.argv[2]))\n")
@@ -225,7 +232,46 @@ def test_readme_shows_the_committed_numbers():
     assert series.results_block(table) in (files.PROJECT / "README.md").read_text()
 
 
-def test_every_lesson_reads_only_earlier_ones():
-    names = list(series.LESSONS)
-    for name, (reads, _, _) in series.LESSONS.items():
-        assert all(names.index(before) < names.index(name) for before in reads)
+def test_every_lesson_reads_what_an_earlier_one_writes_or_what_is_committed():
+    written = set()
+    for name, lesson in LESSONS.items():
+        given = set(lesson.reads) - written
+        assert all((files.PROJECT / path).exists() for path in given), f"{name} reads {given}"
+        written |= set(lesson.writes)
+
+
+def test_a_lesson_is_stale_when_what_it_reads_or_imports_from_another_changes():
+    assert [name[:2] for name in lessons.before("10_evaluation")] == ["01", "03", "05", "06", "07", "08"]
+    code = series.code_of(nbformat.read(series.NOTES / "10_evaluation.ipynb", as_version=4))
+    assert files.PROJECT / "helpers" / "agents" / "diagnostics.py" in series.modules_of(code)  # lesson 09's critic_of
+
+
+def test_make_waits_for_what_a_lesson_reads():
+    waits = {"data": set()}  # the target check-data holds lessons 00 to 04
+    for line in (files.PROJECT / "Makefile").read_text().splitlines():
+        if line.startswith("check-") and ":" in line:
+            left, right = (re.findall(r"check-(\w+)", side) for side in line.split(":", 1))
+            for name in left:
+                waits.setdefault(name, set()).update(right)
+
+    def ready(name):
+        return {name}.union(*(ready(each) for each in waits.get(name, ())))
+    for name in list(LESSONS)[5:]:
+        for other in lessons.before(name):
+            assert (other[:2] if other[:2] > "04" else "data") in ready(name[:2]), f"check-{name[:2]} reads of {other}"
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_the_notebooks_table_and_readmes_row_name_what_the_lesson_reads_and_writes(name):
+    first = nbformat.read(series.NOTES / f"{name}.ipynb", as_version=4).cells[0].source.replace("**", "")
+    for side, paths in (("in", LESSONS[name].reads), ("out", LESSONS[name].writes)):
+        cells = re.findall(rf"^\| {side} \| ([^|]*) \|", first, flags=re.M)
+        named = [path.removeprefix("data/<dataset>/") for cell in cells for path in re.findall(r"`([^`]+)`", cell)]
+        named = [path.replace("<agent>", agent) for path in named for agent in lessons.AGENTS]
+        lacking = [path for path in paths
+                   if not any(path == each or (each.endswith("/") and path.startswith(each)) for each in named)]
+        assert not lacking, f"the table of notes/{name}.ipynb lacks {side} {lacking}"
+    readme = (files.PROJECT / "README.md").read_text()
+    row = next(line for line in readme.splitlines() if line.startswith("| [") and f"](notes/{name}.ipynb)" in line)
+    for path in re.findall(r"`([\w/.]+\.\w+)`", row.split("|")[4]):
+        assert path in {*LESSONS[name].reads, *LESSONS[name].writes, "texts_gpt2.p"}, f"README: {path}"

@@ -20,7 +20,8 @@ from helpers.frames import Frames, flatten, unflatten
 from helpers.losses import log_policy
 from helpers.networks import ENCODERS, Actor, Critic
 from helpers.recommenders import UserHistory
-from tools.run import LESSONS, artefact, closing_table
+from tools.lessons import LESSONS, artefact
+from tools.run import closing_table
 
 N_ITEMS, EMBED_SIZE, FRAME_SIZE = 60, 8, 4
 IDS = np.arange(N_ITEMS) * 3 + 1
@@ -253,7 +254,7 @@ def test_the_scale_of_ratings(lesson):
 def test_where_the_folder_lies_and_what_a_run_says_of_it(tmp_path):
     assert build_dir(DEFAULT_DATASET, tmp_path) == tmp_path / "build"
     assert build_dir("my/clicks.zip", tmp_path) == tmp_path / "data" / "clicks" / "build"
-    assert artefact(DEFAULT_DATASET, LESSONS["11_ship"][1][0]) == build_dir(DEFAULT_DATASET) / "model" / "manifest.json"
+    assert artefact(DEFAULT_DATASET, LESSONS["11_ship"].writes[0]) == build_dir(DEFAULT_DATASET) / "model" / "manifest.json"
     record = {"11_ship": {"outputs": [], "seconds": 1.0}}
     assert closing_table(DEFAULT_DATASET, record, []).endswith("make serve, then http://127.0.0.1:8000")
     assert "make serve DATASET='a b'," in closing_table("a b", record, [])

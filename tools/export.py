@@ -19,10 +19,12 @@ def module_of(path: Path) -> str | None:
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     kept = []
     for cell in cells:
-        if "lesson" in cell.metadata.get("tags", []):
+        tags = cell.metadata.get("tags", [])
+        if "lesson" in tags:
             lines = cell.source.splitlines()
             for node in ast.parse(cell.source).body:
-                constant = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+                constant = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) \
+                    and "parameters" not in tags
                 if not constant and not isinstance(node, ast.FunctionDef | ast.ClassDef):
                     lines[node.lineno - 1:node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
             kept.append("\n".join(lines).strip())

@@ -30,7 +30,6 @@ from helpers.files import (
     DEFAULT_DATASET,
     PROJECT,
     DataError,
-    build_dir,
     data_dir,
     replacing,
     res_dir,
@@ -38,6 +37,7 @@ from helpers.files import (
     write_json,
 )
 from tools import export
+from tools.lessons import LESSONS, artefact, before
 
 NOTES = export.NOTES
 FRAME, SLATE = 10, 10  # ratings in a state, and items on a slate, in all lessons
@@ -47,42 +47,6 @@ MOST_ITEMS = 100_000   # a step of 512 transitions then takes some 3 GB
 # what --quick puts in the place of parameters: the same code in a minute or two, for whoever tries whether it runs
 QUICK = {"SEEDS": "(0,)", "MAX_STEPS": "20", "MAX_PASSES": "3", "VALIDATE_EVERY": "10", "TRIAL_STEPS": "10",
          "ABLATION_STEPS": "10", "FQE_STEPS": "10"}
-
-
-def _agent(name: str) -> list[str]:
-    """Return what a lesson that trains an agent writes."""
-    return [f"policies/{name}.pt", f"cases/{name}.csv", f"runs/{name}/scalars.csv", f"runs/{name}/actions.npz"]
-
-
-# lesson → (lessons whose artefacts it reads, what it writes in data/<dataset>/, figures in res/);
-# what begins with build/ lies in the folder that is ready to ship, `build_dir`
-LESSONS: dict[str, tuple[list[str], list[str], list[str]]] = {
-    "00_architecture": ([], [], []),
-    "01_data_parsing": ([], ["infos.json"], []),
-    "02_embeddings": (["01_data_parsing"], ["texts_bert.p"], []),
-    "03_pca": (["01_data_parsing", "02_embeddings"], ["embeddings.npz", "features.json"], []),
-    "04_static_dataset": (["03_pca"], ["transitions.hdf5"], ["bench_frames.png"]),
-    "05_ddpg": (["03_pca"], _agent("ddpg"), ["05_ddpg.json"]),
-    "06_d4pg": (["05_ddpg"], _agent("d4pg"), ["06_d4pg.json"]),
-    "07_rainbow": (["05_ddpg"], _agent("rainbow"), ["07_rainbow.json"]),
-    "08_ode": (["05_ddpg"], _agent("ode"), ["08_ode.json"]),
-    "09_diagnostics": (["05_ddpg", "06_d4pg", "07_rainbow", "08_ode"], [],
-                       ["graphs.png", "agents.png", "cov.png", "embeddings.png"]),
-    "10_evaluation": (["05_ddpg", "06_d4pg", "07_rainbow", "08_ode"], [], ["calibration.png"]),
-    "11_ship": (["05_ddpg"], [f"build/model/{name}" for name in ("manifest.json", "actor.onnx", "critic.onnx",
-                                                                 "items.npz", "items.json")],
-                ["search.png", "map.png"]),
-    "12_your_data": (["02_embeddings", "05_ddpg"], ["own/events.csv", "own/catalogue.parquet",
-                                                    "news_sample/train/behaviors.tsv",
-                                                    "news_sample/dev/behaviors.tsv"], []),
-    "13_beyond_one_machine": (["03_pca", "05_ddpg", "06_d4pg"], [], []),
-}
-
-
-def artefact(dataset: str, path: str) -> Path:
-    """Return where an artefact of `LESSONS` lies."""
-    inside = path.removeprefix("build/")
-    return build_dir(dataset) / inside if inside != path else data_dir(dataset) / path
 
 
 def code_of(notebook: nbformat.NotebookNode) -> list[str]:
@@ -110,20 +74,21 @@ def _nodes(source: str) -> list[ast.AST]:
         return []
 
 
-def fingerprint(notebook: nbformat.NotebookNode, upstream: list[str], source: str) -> str:
+def fingerprint(notebook: nbformat.NotebookNode, upstream: list[str], source: str, given: list[Path] = ()) -> str:
     """Return a hash of all a lesson depends on: its code, its helpers, the versions, the data, the lessons before.
 
-    A lesson that fills `build_dir` depends on the sources in build/ too.
+    Args:
+        given: files it reads that no lesson writes.
     """
     code = code_of(notebook)
-    helpers = [path.read_text(encoding="utf-8") for path in sorted(modules_of(code))]
     pins = (PROJECT / "requirements.txt").read_text(encoding="utf-8")
     if any("cluster.connected" in cell for cell in code):  # Ray may come later, or WORKERS change
         pins += f"{find_spec('ray') is not None} {os.environ.get('RECNN_WORKERS')} {os.environ.get('RAY_ADDRESS')}"
-    if any("build_dir" in cell for cell in code):
-        sources = sorted(path for path in (PROJECT / "build").iterdir() if path.is_file())
-        helpers += [path.read_text(encoding="utf-8", errors="replace") for path in sources]  # an editor's files too
-    return hashlib.sha256(json.dumps([code, helpers, pins, upstream, source]).encode()).hexdigest()
+    files = [*sorted(modules_of(code)), *(path for path in given if path.exists())]
+    if any("build_dir" in cell for cell in code):  # it fills a folder whose sources are in build/
+        files += sorted(path for path in (PROJECT / "build").iterdir() if path.is_file())
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in files]  # an editor's files too
+    return hashlib.sha256(json.dumps([code, texts, pins, upstream, source]).encode()).hexdigest()
 
 
 def source_of(raw: Path) -> str:
@@ -257,16 +222,19 @@ def _run(dataset: str, only: list[str] | None, in_place: bool, force: bool, quic
     record = json.loads(record_path.read_text(encoding="utf-8")) if record_path.exists() else {}
     lessons = {name: nbformat.read(NOTES / f"{name}.ipynb", as_version=4) for name in LESSONS}
     lessons = {name: shortened(lesson) for name, lesson in lessons.items()} if quick else lessons
-    outputs = {name: [artefact(dataset, path) for path in writes] + [res_dir(dataset) / path for path in figures]
-               for name, (_, writes, figures) in LESSONS.items()}
+    outputs = {name: [artefact(dataset, path) for path in lesson.writes] for name, lesson in LESSONS.items()}
+    written = {path for lesson in LESSONS.values() for path in lesson.writes}
     prints: dict[str, str] = {}
     stale = []
-    for name, (reads, _, _) in LESSONS.items():
-        prints[name] = fingerprint(lessons[name], [prints[before] for before in reads], source)
+    for name, lesson in LESSONS.items():
+        upstream = before(name, LESSONS)
+        given = {place for path in lesson.reads if path not in written
+                 for place in (PROJECT / path, artefact(dataset, path))}
+        prints[name] = fingerprint(lessons[name], [prints[each] for each in upstream], source, sorted(given))
         known = record.get(name, {})
         chosen = only is None or any(name.startswith(prefix) for prefix in only)
         current = known.get("fingerprint") == prints[name] and known.get("outputs") == state_of(outputs[name])
-        if chosen and (force or not current or any(before in stale for before in reads)):
+        if chosen and (force or not current or any(each in stale for each in upstream)):
             stale.append(name)
     if stale:  # what is wrong with a table is said before any lesson starts
         for sentence in look_over(raw):
@@ -333,7 +301,8 @@ def closing_table(dataset: str, record: dict, ran: list[str]) -> str:
 
 def held_out_numbers(folder: Path) -> pd.DataFrame:
     """Return the table of held-out numbers that the lessons wrote, one row a model, in the order of the lessons."""
-    paths = [folder / path for _, _, figures in LESSONS.values() for path in figures if path.endswith(".json")]
+    paths = [folder / Path(path).name for lesson in LESSONS.values() for path in lesson.writes
+             if path.startswith("res/") and path.endswith(".json")]
     tables = [pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["table"]) for path in paths if path.exists()]
     return pd.concat(tables).drop_duplicates("model") if tables else pd.DataFrame()
 

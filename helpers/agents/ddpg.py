@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +12,27 @@ from helpers import evaluation
 from helpers.frames import Frames, Transition, to_autocast
 from helpers.losses import behaviour_loss, log_policy, mean_item, polyak, squared_error
 from helpers.networks import Actor, Critic
+
+
+@dataclass(frozen=True)
+class DDPGSettings:
+    """Hyperparameters of DDPG, as lessons 05, 06 and 08 train it: change them here."""
+
+    encoder: str = "attention"   # how actor and critic read a state: a name of lesson 00, section 3
+    critic_dropout: float = 0.3  # share of the critic's hidden units that are silent at a training step
+    learning_rate: float = 3e-3  # of the actor; the critic learns at a third of it
+    gamma: float = 0.9           # discount: a reward ten steps ahead counts a third
+    tau: float = 0.01            # share of the way the targets move towards the networks, each step
+    value_weight: float = 1.0    # λ below: weight of the critic's opinion against the behaviour term
+    future: int = 3              # logged items the behaviour term looks at, the next one most
+    decay: float = 0.7           # weight of each further one
+    batch_size: int = 512        # transitions a step
+
+    def for_agent(self) -> dict:
+        return dict(learning_rate=self.learning_rate, encoder=self.encoder, critic_dropout=self.critic_dropout)
+
+    def for_update(self) -> dict:
+        return dict(gamma=self.gamma, tau=self.tau, decay=self.decay, future=self.future)
 
 
 def td_target(reward: Tensor, next_q: Tensor, done: Tensor, gamma: float, stop_at_done: bool = False) -> Tensor:

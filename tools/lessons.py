@@ -1,0 +1,59 @@
+"""The one table of what lessons read and write: the runner goes by it, and tests hold Makefile, notebooks and README
+against it."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from helpers.files import build_dir, data_dir, res_dir
+
+
+class Lesson(NamedTuple):
+    """Artefacts: in res/ or build/ where they say so, else in data/<dataset>/."""
+
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+
+
+def _agent(name: str, number: str) -> tuple[str, ...]:
+    """Return what a lesson that trains an agent writes."""
+    return (f"policies/{name}.pt", f"cases/{name}.csv", f"runs/{name}/scalars.csv", f"runs/{name}/actions.npz",
+            f"res/{number}_{name}.json")
+
+
+AGENTS = ("ddpg", "d4pg", "rainbow", "ode")
+TASK = ("embeddings.npz", "infos.json")  # what helpers.task.load_task reads
+BASELINES = ("cases/ddpg.csv", "res/05_ddpg.json")
+LESSONS = {
+    "00_architecture": Lesson(),
+    "01_data_parsing": Lesson(writes=("infos.json",)),
+    "02_embeddings": Lesson(("infos.json",), ("texts_bert.p",)),
+    "03_pca": Lesson(("infos.json", "texts_bert.p"), ("embeddings.npz", "embeddings_content.npz", "features.json")),
+    "04_static_dataset": Lesson((*TASK, "res/bench_frames.json"), ("transitions.hdf5", "res/bench_frames.png")),
+    "05_ddpg": Lesson(TASK, _agent("ddpg", "05")),
+    "06_d4pg": Lesson((*TASK, *BASELINES), _agent("d4pg", "06")),
+    "07_rainbow": Lesson((*TASK, *BASELINES), _agent("rainbow", "07")),
+    "08_ode": Lesson((*TASK, *BASELINES), _agent("ode", "08")),
+    "09_diagnostics": Lesson((*TASK, *(path for name in AGENTS for path in (
+        f"policies/{name}.pt", f"runs/{name}/scalars.csv", f"runs/{name}/actions.npz"))),
+        ("res/graphs.png", "res/agents.png", "res/cov.png", "res/embeddings.png")),
+    "10_evaluation": Lesson((*TASK, "embeddings_content.npz", "res/results.json",
+                             *(f"policies/{name}.pt" for name in AGENTS)), ("res/calibration.png",)),
+    "11_ship": Lesson((*TASK, "policies/ddpg.pt"), (
+        *(f"build/model/{name}" for name in ("manifest.json", "actor.onnx", "critic.onnx", "items.npz", "items.json")),
+        "res/search.png", "res/map.png")),
+    "12_your_data": Lesson(writes=("own/events.csv", "own/catalogue.parquet", "news_sample/train/behaviors.tsv",
+                                   "news_sample/dev/behaviors.tsv")),
+    "13_beyond_one_machine": Lesson(TASK),
+}
+
+
+def artefact(dataset: str, path: str) -> Path:
+    """Return where an artefact of the table lies."""
+    folder, _, rest = path.partition("/")
+    places = {"res": res_dir, "build": build_dir}
+    return places[folder](dataset) / rest if folder in places else data_dir(dataset) / path
+
+
+def before(name: str, lessons: dict[str, Lesson] = LESSONS) -> list[str]:
+    """Return the lessons that write what a lesson reads."""
+    return [other for other, lesson in lessons.items() if set(lesson.writes) & set(lessons[name].reads)]
