@@ -15,7 +15,7 @@ RUN useradd --create-home --uid 10001 recnn
 USER recnn
 RUN mkdir --parents /home/recnn/recnn/data
 WORKDIR /home/recnn/recnn
-COPY --chown=recnn requirements.txt pyproject.toml Makefile ./
+COPY --chown=recnn requirements.txt constraints.txt pyproject.toml Makefile ./
 COPY --chown=recnn build/requirements.txt build/
 COPY --chown=recnn helpers helpers
 RUN make .venv/ready

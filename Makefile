@@ -1,6 +1,7 @@
 # make run   fetch the data, execute the lessons, print what they reached   (DATASET=name, folder or .zip;
 #            WORKERS=n or RAY_ADDRESS of a running cluster: lesson 13's workers, with Ray of requirements-ray.txt)
-# make test  lint, unit tests, every notebook cell by cell, and all of them, short, on three made tables
+# make check  style, types and unit tests: three minutes
+# make test  the same, every notebook cell by cell, and all of them, short, on three made tables
 # make bench  how fast ratings become transitions, on a synthetic table of 20 million (needs 3 GB of disk), how fast
 #             films are asked for, of a local stand-in for TMDB, how fast DDPG learns, how fast the service
 #             answers, and with Ray how fast two workers make transitions: 18 minutes in all
@@ -15,24 +16,34 @@ PORT    ?= 8000
 BIN     := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test bench results lab serve docker-check notes agents clean
+.PHONY: run check test bench results lab serve docker-check notes agents clean
 .DELETE_ON_ERROR:
 
-.venv/ready: requirements.txt build/requirements.txt pyproject.toml
+.venv/ready: requirements.txt build/requirements.txt constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	@echo "installing the requirements into .venv: a minute or two"
-	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet -r requirements.txt -c constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+.venv/ready-dev: requirements-dev.txt .venv/ready
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt -c constraints.txt
 	touch $@
 
 run: .venv/ready
 	@$(BIN)/python -m tools.run --dataset "$(DATASET)" --workers "$(WORKERS)"
 
-test: .venv/ready
+check: .venv/ready-dev
+	$(BIN)/ruff check .
+	rm -rf .test/units
+	$(MAKE) --no-print-directory --keep-going --jobs 2 check-units check-types
+
+test: .venv/ready-dev
 	$(BIN)/ruff check .
 	rm -rf .test
 	RECNN_ROOT=$(CURDIR)/.test $(BIN)/python -c "from helpers import datasets as d; d.fetch('ml-100k'), d.fetch_model()"
-	$(MAKE) --no-print-directory --keep-going --jobs 2 check-data check-units check-05 check-ray check-tables $(CHECKED)
+	$(MAKE) --no-print-directory --keep-going --jobs 2 check-data check-units check-types check-05 check-ray \
+		check-tables $(CHECKED)
 
 # Two lanes of one thread each do more than one of two. A lesson waits for those whose artefacts it reads; what others
 # wait for, or takes longest, stands first. nbval reads a cell's messages when the cell has ended and loses those
@@ -40,10 +51,12 @@ test: .venv/ready
 CHECKED := $(addprefix check-,05 08 06 07 11 12 13 09 10)
 PYTEST  := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 TQDM_MININTERVAL=5 $(BIN)/python -m pytest -v
 NBVAL   := RECNN_ROOT=$(CURDIR)/.test $(PYTEST) --nbval --nbval-cell-timeout=3600
-.PHONY: check-data check-units check-ray check-tables $(CHECKED)
+.PHONY: check-data check-units check-types check-ray check-tables $(CHECKED)
 # all lessons, short, on three made tables as people have them
 check-tables:
 	RECNN_TABLES=1 RECNN_ROOT=$(CURDIR)/.test/tables $(PYTEST) tests/test_any_table.py
+check-types:
+	$(BIN)/mypy
 check-units:
 	RECNN_ROOT=$(CURDIR)/.test/units $(PYTEST) helpers tools tests
 # Ray lies beside the requirements, so that all the rest is tested without it
@@ -90,7 +103,7 @@ serve: .venv/ready
 	test -f "$$folder/service.py" || { echo "no model of $(DATASET) yet: make run DATASET=$(DATASET)"; exit 1; }; \
 	exec $(BIN)/python -m uvicorn service:app --app-dir "$$folder" --host $(ADDRESS) --port $(PORT)
 
-docker-check: .venv/ready
+docker-check: .venv/ready-dev
 	RECNN_DOCKER=1 $(BIN)/python -m pytest -s tests/test_docker.py
 
 # for whoever edits a lesson: execute it into notes/ as it is committed, e.g. make notes ONLY="05 09"

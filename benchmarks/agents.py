@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.readme import replace_block
+from tools.readme import replace_block
 from helpers import evaluation, recommenders, training
 from helpers.agents import ddpg
 from helpers.files import DEFAULT_DATASET, PROJECT, data_dir, replacing, write_json

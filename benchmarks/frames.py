@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from benchmarks import synthetic
-from benchmarks.readme import replace_block
+from tools.readme import replace_block
 from helpers.datasets import read_ratings
 from helpers.files import PROJECT, data_dir, replacing, write_json
 from helpers.frames import FIELDS, Frames, Transition, read_static, write_static

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmarks.readme import replace_block
+from tools.readme import replace_block
 from helpers import datasets, evaluation, features, recommenders, training
 from helpers.agents import ddpg
 from helpers.evaluation import Recommender

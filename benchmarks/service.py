@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.readme import replace_block
+from tools.readme import replace_block
 from helpers.files import PROJECT, write_json
 
 N_ITEMS, EMBED_SIZE, FRAME_SIZE = 27_278, 128, 10

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import agents, frames, service, synthetic
-from benchmarks.readme import block
+from tools.readme import block
 from helpers.datasets import read_ratings
 from helpers.files import PROJECT
 from helpers.networks import Joint

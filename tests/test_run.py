@@ -14,6 +14,7 @@ from helpers.extra import cluster
 from tools import lessons
 from tools import run as series
 from tools.lessons import LESSONS, Lesson
+from tools.readme import block
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def small_series(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "res_dir", lambda dataset: files.res_dir(dataset, tmp_path))
     monkeypatch.setattr(series, "shown", lambda path: path.name)
 
-    def run(first="x = 1", second="y = 2", **options):
+    def run(first="x = 1", second="y = 2", ):
         home = tmp_path / "data" / "clicks"
         writes = {"01_a": home / "a.txt", "02_b": home / "res" / "b.txt"}
         for name, source in {"01_a": first, "02_b": second}.items():
@@ -41,7 +42,7 @@ def small_series(tmp_path, monkeypatch):
             cells = [source, "" if "no output" in source else write + "p.write_text(str(p.exists()))"]
             book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells if cell])
             nbformat.write(book, notes / f"{name}.ipynb")
-        return series.run(str(raw), **options), home
+        return series.main(["--dataset", str(raw)]), home
     return run
 
 
@@ -86,14 +87,14 @@ def test_the_failing_cell_is_shown_even_if_the_notebook_was_run_before(monkeypat
 def test_who_asks_for_workers_without_ray_is_told_how_to_get_it(monkeypatch, capfd, name):
     monkeypatch.setenv(name, "2")
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)
-    assert series.run("ml-100k") == 1
+    assert series.main([]) == 1
     assert "pip install -r requirements-ray.txt" in capfd.readouterr().err
 
 
 def test_all_that_is_wrong_with_the_tables_is_said_before_any_lesson_starts(tmp_path, capfd):
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,1,five,0\n")
     (tmp_path / "movies.csv").write_text("movieId,title,genres\n1,A,B\n1,C,D\n")
-    assert series.run(str(tmp_path)) == 1
+    assert series.main(["--dataset", str(tmp_path)]) == 1
     error = capfd.readouterr().err
     assert "line 2: rating 'five' is not one of" in error and "line 3: item_id '1' is there for the second" in error
 
@@ -169,7 +170,7 @@ def test_ctrl_c_is_a_sentence_and_leaves_no_kernel(monkeypatch, tmp_path):
         "series.NOTES, series.LESSONS = Path(sys.argv[1]), {'01_a': lessons.Lesson()}\n"
         "series.fetch_model, series.look_over = (lambda *_: None), (lambda raw: [])\n"
         "series.data_dir = series.res_dir = lambda dataset: Path(sys.argv[1])\n"
-        "sys.exit(series.run(sys.argv[2]))\n")
+        "sys.exit(series.main(['--dataset', sys.argv[2]]))\n")
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,1,5,0\n")
     source = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
@@ -199,7 +200,7 @@ def test_the_data_set_reaches_the_kernel_and_nothing_else(small_series, capfd):
 
 
 def test_unknown_data_set_is_a_sentence(capfd):
-    assert series.run("ml-99k") == 1
+    assert series.main(["--dataset", "ml-99k"]) == 1
     assert "'ml-99k' is neither a folder" in capfd.readouterr().err
 
 
@@ -229,7 +230,7 @@ def test_fingerprint_ignores_prose_and_sees_code_and_data():
 
 def test_readme_shows_the_committed_numbers():
     table = series.held_out_numbers(files.PROJECT / "res")
-    assert series.results_block(table) in (files.PROJECT / "README.md").read_text()
+    assert block("results", series.results_table(table)) in (files.PROJECT / "README.md").read_text()
 
 
 def test_every_lesson_reads_what_an_earlier_one_writes_or_what_is_committed():

@@ -13,8 +13,9 @@ import shlex
 import signal
 import sys
 import tempfile
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,18 +27,10 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from tqdm import tqdm
 
 from helpers.datasets import fetch, fetch_model, read_items, read_links, read_ratings
-from helpers.files import (
-    DEFAULT_DATASET,
-    PROJECT,
-    DataError,
-    data_dir,
-    replacing,
-    res_dir,
-    shown,
-    write_json,
-)
+from helpers.files import DEFAULT_DATASET, PROJECT, DataError, data_dir, replacing, res_dir, shown, write_json
 from tools import export
 from tools.lessons import LESSONS, artefact, before
+from tools.readme import replace_block
 
 NOTES = export.NOTES
 FRAME, SLATE = 10, 10  # ratings in a state, and items on a slate, in all lessons
@@ -57,7 +50,11 @@ def code_of(notebook: nbformat.NotebookNode) -> list[str]:
 def modules_of(sources: list[str], found: set[Path] | None = None) -> set[Path]:
     """Return the files of helpers that sources import, directly or through each other."""
     found = set() if found is None else found
-    for node in (node for source in sources for node in _nodes(source)):
+    nodes = []
+    for source in sources:
+        with contextlib.suppress(SyntaxError):  # a magic, or a slip: the kernel will say which cell
+            nodes += ast.walk(ast.parse(source))
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "helpers":
             place = PROJECT.joinpath(*node.module.split("."))
             for path in (place.with_suffix(".py"), *(place / f"{alias.name}.py" for alias in node.names)):
@@ -65,13 +62,6 @@ def modules_of(sources: list[str], found: set[Path] | None = None) -> set[Path]:
                     found.add(path)
                     modules_of([path.read_text(encoding="utf-8")], found)
     return found
-
-
-def _nodes(source: str) -> list[ast.AST]:
-    try:
-        return list(ast.walk(ast.parse(source)))
-    except SyntaxError:  # a magic, or a slip: the kernel will say which cell
-        return []
 
 
 def fingerprint(notebook: nbformat.NotebookNode, upstream: list[str], source: str, given: list[Path] = ()) -> str:
@@ -161,13 +151,12 @@ def execute(notebook: nbformat.NotebookNode, on_cell: Callable[[], None], datase
 def explain(name: str, notebook: nbformat.NotebookNode, error: Exception) -> str:
     """Say which notebook and cell failed, show the cell, and give the error."""
     done = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.get("execution_count")]
-    number, source = len(done), done[-1].source if done else ""
     reason = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
     reason = re.sub(r"\x1b\[[0-9;]*m", "", reason)
     if not done:
         return f"\nnotes/{name}.ipynb did not start: {reason}\n"
-    shown_source = "\n".join(f"    {line}" for line in source.splitlines())
-    return f"\nnotes/{name}.ipynb stopped in code cell [{number}]:\n\n{shown_source}\n\n{reason}\n"
+    source = textwrap.indent(done[-1].source, "    ")
+    return f"\nnotes/{name}.ipynb stopped in code cell [{len(done)}]:\n\n{source}\n\n{reason}\n"
 
 
 def look_over(raw: Path) -> list[str]:
@@ -199,17 +188,13 @@ def look_over(raw: Path) -> list[str]:
     return read[0].attrs["assumed"]
 
 
-def run(dataset: str, only: list[str] | None = None, in_place: bool = False, force: bool = False,
+def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: bool = False,
         quick: bool = False) -> int:
-    """Run what is not up to date, show one progress bar and a closing table; return the exit code."""
-    try:
-        return _run(dataset, only, in_place, force, quick)
-    except (DataError, OSError) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
+    """Run what is not up to date, show one progress bar and a closing table; return the exit code.
 
-
-def _run(dataset: str, only: list[str] | None, in_place: bool, force: bool, quick: bool) -> int:
+    Raises:
+        DataError, OSError: saying what is wrong.
+    """
     if os.environ.get("RECNN_WORKERS") or os.environ.get("RAY_ADDRESS"):  # asked for several workers, which take Ray
         from helpers.extra import cluster  # with PyTorch behind it, so only when needed
         cluster.chosen_workers(), cluster.ray()
@@ -232,7 +217,7 @@ def _run(dataset: str, only: list[str] | None, in_place: bool, force: bool, quic
                  for place in (PROJECT / path, artefact(dataset, path))}
         prints[name] = fingerprint(lessons[name], [prints[each] for each in upstream], source, sorted(given))
         known = record.get(name, {})
-        chosen = only is None or any(name.startswith(prefix) for prefix in only)
+        chosen = not only or any(name.startswith(prefix) for prefix in only)
         current = known.get("fingerprint") == prints[name] and known.get("outputs") == state_of(outputs[name])
         if chosen and (force or not current or any(each in stale for each in upstream)):
             stale.append(name)
@@ -268,11 +253,7 @@ def _run(dataset: str, only: list[str] | None, in_place: bool, force: bool, quic
         write_json(record_path, record)
     bar.close()
     if in_place:
-        readme = PROJECT / "README.md"
-        text = re.sub(r"<!-- results -->.*<!-- /results -->", results_block(held_out_numbers(res_dir(dataset))),
-                      readme.read_text(encoding="utf-8"), flags=re.S)
-        with replacing(readme) as beside:
-            beside.write_text(text, encoding="utf-8")
+        replace_block("results", results_table(held_out_numbers(res_dir(dataset))))
     print(closing_table(dataset, record, stale))
     if quick:
         print("\nQUICK: one seed and few steps, to see that all runs; these numbers are no results")
@@ -307,15 +288,14 @@ def held_out_numbers(folder: Path) -> pd.DataFrame:
     return pd.concat(tables).drop_duplicates("model") if tables else pd.DataFrame()
 
 
-def results_block(table: pd.DataFrame) -> str:
+def results_table(table: pd.DataFrame) -> str:
     """Return the README's table of held-out numbers, in Markdown."""
     rows = [[f"{value:.3f}" if isinstance(value, float) else value for value in row]
             for row in table.itertuples(index=False)]
-    lines = [f"| {' | '.join(cells)} |" for cells in (table.columns, ["---"] * len(table.columns), *rows)]
-    return "<!-- results -->\n" + "\n".join(lines) + "\n<!-- /results -->"
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (table.columns, ["---"] * len(table.columns), *rows))
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.run", description=__doc__)
     parser.add_argument("only", nargs="*", help="run these lessons alone, e.g. 05 09")
     parser.add_argument("--dataset", default=DEFAULT_DATASET, help="a name, a folder or a .zip")
@@ -323,11 +303,14 @@ def main() -> int:
     parser.add_argument("--in-place", action="store_true", help="write the outputs into notes/, as committed")
     parser.add_argument("--quick", action="store_true", help="one seed and few steps, to see that all runs")
     parser.add_argument("--force", action="store_true", help="run even what is up to date")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.workers:
         os.environ["RECNN_WORKERS"] = options.workers
-    return run(options.dataset or DEFAULT_DATASET, options.only or None, options.in_place, options.force,
-               options.quick)
+    try:
+        return run(options.dataset or DEFAULT_DATASET, options.only, options.in_place, options.force, options.quick)
+    except (DataError, OSError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":
