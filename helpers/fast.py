@@ -1,7 +1,4 @@
-"""How batches of transitions are filled as fast as memory can be written: a compiled kernel and memory used again.
-
-109 × the static loop of 2019 in `make bench`; 5 % of a training step.
-"""
+"""How batches of transitions are filled nearly as fast as memory is copied: a compiled kernel and memory used again."""
 
 import contextlib
 import sys
@@ -12,12 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 64    # rows whose places in the log are fetched together
-ALONE = 1024  # rows up to which one thread does it: a training step keeps its threads to itself
+BLOCK = 64  # rows whose places in the log are fetched together
 
 
 class Pool:
-    """Float32 arrays for batches: those of an earlier batch again, once nobody holds them.
+    """Float32 tensors for batches: the memory of an earlier batch again, once nobody holds it.
 
     Fresh memory costs more than to fill it. A tensor, and whatever shares its memory, holds a reference to its
     array, so the count of references tells whether an earlier batch is still in use.
@@ -26,7 +22,14 @@ class Pool:
     def __init__(self):
         self._lent: deque[list[np.ndarray]] = deque(maxlen=2)
 
-    def take(self, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
+    def take(self, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+        """Return a tensor of each shape; what it holds is left over from before."""
+        arrays = self._unused(shapes) or [np.empty(shape, np.float32) for shape in shapes]
+        tensors = [torch.from_numpy(array) for array in arrays]
+        self._lent.append(arrays)
+        return tensors
+
+    def _unused(self, shapes: list[tuple[int, ...]]) -> list[np.ndarray] | None:
         for _ in range(len(self._lent)):
             with contextlib.suppress(IndexError):  # another thread was quicker
                 arrays = self._lent.popleft()      # taken out first: no other thread can see it now
@@ -34,71 +37,45 @@ class Pool:
                     if all(sys.getrefcount(array) == 3 for array in arrays):  # the list, the loop, the call
                         return arrays
                     self._lent.append(arrays)
-        return [np.empty(shape, np.float32) for shape in shapes]
+        return None
 
-    def lend(self, arrays: list[np.ndarray]) -> list[Tensor]:
-        self._lent.append(arrays)
-        return [torch.from_numpy(array) for array in arrays]
+
+@numba.njit(inline="always")
+def copy(vector, to):
+    for e in range(len(vector)):  # number by number: slices assigned whole are half as fast in numba
+        to[e] = vector[e]
 
 
 @numba.njit(nogil=True, cache=True)
-def fill_rows(first, stop, index, start, item_idx, rating, items, frame_size,
-               state, action, reward, next_state, done):
-    """Write transitions first … stop − 1 of a batch; each embedding goes straight to where it belongs.
+def fill(index, start, is_last, item_idx, rating, items, frame_size, state, action, reward, next_state, done):
+    """Write the transitions at `index` into the five fields; each embedding goes straight to where it belongs.
 
-    In two passes over blocks of rows. A shuffled row touches the log at a random place, and waiting for memory
-    there costs more than copying 10 KB. The first pass only fetches, so that the waits of many rows overlap.
+    In passes over blocks of rows. A shuffled row touches the log at a random place, and waiting for memory there
+    costs more than copying 10 KB. The first passes only fetch, so that the waits of many rows overlap.
     """
-    size = items.shape[1]
-    begin = np.empty(BLOCK, dtype=np.uint64)
-    vectors = np.empty((BLOCK, frame_size + 1), dtype=np.uint32)
-    stars = np.empty((BLOCK, frame_size + 1), dtype=np.float32)
-    for low in range(first, stop, BLOCK):
-        n = min(BLOCK, stop - low)
+    size, frame = items.shape[1], np.uint64(frame_size)  # unsigned numbers: no index is looked at for being negative
+    begin = np.empty(BLOCK, np.uint64)
+    vectors = np.empty((BLOCK, frame_size + 1), np.uint32)
+    for low in range(0, len(index), BLOCK):
+        n = min(BLOCK, len(index) - low)
         for k in range(n):
-            transition = np.uint64(index[low + k])
-            begin[k] = start[transition]
-            following = transition + np.uint64(1)  # windows of one log stand side by side
-            done[low + k, 0] = following == len(start) or start[following] != start[transition] + 1
+            begin[k] = start[np.uint64(index[low + k])]
         for k in range(n):  # both ends of a window first: all its cache lines are under way
-            vectors[k, 0] = item_idx[begin[k]]
-            vectors[k, frame_size] = item_idx[begin[k] + np.uint64(frame_size)]
-            stars[k, 0] = rating[begin[k]]
-            stars[k, frame_size] = rating[begin[k] + np.uint64(frame_size)]
+            vectors[k, 0], vectors[k, frame_size] = item_idx[begin[k]], item_idx[begin[k] + frame]
+            reward[low + k, 0] = 2 * (rating[begin[k] + frame] - 2.5)
+            done[low + k, 0] = is_last[begin[k] + frame]
         for k in range(n):
-            for place in range(frame_size + 1):
+            ratings, next_ratings = state[low + k, frame_size * size:], next_state[low + k, frame_size * size:]
+            for place in range(frame_size):
                 vectors[k, place] = item_idx[begin[k] + np.uint64(place)]
-                stars[k, place] = rating[begin[k] + np.uint64(place)]
-            reward[low + k, 0] = 2 * (stars[k, frame_size] - 2.5)
-        for k in range(n):  # row by row, number by number: slices assigned whole are half as fast in numba
-            row, next_row, taken = state[low + k], next_state[low + k], action[low + k]
+                ratings[place] = rating[begin[k] + np.uint64(place)]
+                next_ratings[place] = rating[begin[k] + np.uint64(place + 1)]
+        for k in range(n):
             for place in range(frame_size + 1):
                 vector = items[np.uint64(vectors[k, place])]
                 if place < frame_size:
-                    part = row[place * size:(place + 1) * size]
-                    for e in range(size):
-                        part[e] = vector[e]
+                    copy(vector, state[low + k, place * size:(place + 1) * size])
                 else:
-                    for e in range(size):
-                        taken[e] = vector[e]
+                    copy(vector, action[low + k])
                 if place > 0:
-                    part = next_row[(place - 1) * size:place * size]
-                    for e in range(size):
-                        part[e] = vector[e]
-            for place in range(frame_size):
-                row[frame_size * size + place] = stars[k, place]
-                next_row[frame_size * size + place] = stars[k, place + 1]
-
-
-@numba.njit(parallel=True, nogil=True, cache=True)
-def fill_in_parallel(first, stop, index, start, item_idx, rating, items, frame_size,
-                      state, action, reward, next_state, done):
-    for block in numba.prange((stop - first + BLOCK - 1) // BLOCK):
-        low = first + block * BLOCK
-        fill_rows(low, min(low + BLOCK, stop), index, start, item_idx, rating, items, frame_size,
-                   state, action, reward, next_state, done)
-
-
-def fill(*arguments) -> None:
-    """Call `fill_rows`, by several threads where the batch is large."""
-    (fill_in_parallel if torch.get_num_threads() > 1 and arguments[1] > ALONE else fill_rows)(*arguments)
+                    copy(vector, next_state[low + k, (place - 1) * size:place * size])

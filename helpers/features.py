@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 from sklearn.decomposition import PCA, TruncatedSVD
-from sklearn.preprocessing import normalize
+from sklearn.preprocessing import StandardScaler, normalize
 
 from helpers.datasets import in_order
 from helpers.files import DataError, need, replacing, shown, write_json
@@ -20,7 +20,6 @@ from helpers.frames import rows_of
 
 LISTS = ("genres", "production_companies", "production_countries", "spoken_languages")
 FACTS = ("release_year", "runtime", "budget", "revenue")
-
 
 # The schema of a film's facts. None: unknown; an empty list: none known.
 SCHEMA: dict[str, Any] = {
@@ -32,12 +31,7 @@ SCHEMA: dict[str, Any] = {
 
 
 def catalogue_infos(items: pd.DataFrame, rated: pd.Series) -> dict[int, dict]:
-    """Start `infos` from the catalogue; a rated item it lacks gets its id as title.
-
-    Args:
-        items: as `datasets.read_items` returns it.
-        rated: item ids of the ratings (int64, repeats allowed).
-    """
+    """Start `infos` from the catalogue, as `datasets.read_items` returns it; a `rated` id it lacks becomes a title."""
     infos = {}
     for item_id, title, year, genres in items[["item_id", "title", "year", "genres"]].itertuples(index=False):
         infos[int(item_id)] = {**deepcopy(SCHEMA), "title": title, "genres": list(genres),
@@ -60,7 +54,7 @@ def read_infos(path: Path) -> dict[int, dict]:
     """
     try:
         infos = {int(key): info for key, info in json.loads(Path(path).read_text(encoding="utf-8")).items()}
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, ValueError) as error:
+    except (AttributeError, ValueError) as error:
         raise DataError(f"{shown(path)} is damaged ({error}): delete it and run notes/01_data_parsing.ipynb") from error
     for item_id, info in infos.items():
         if lacking := SCHEMA.keys() - (info.keys() if isinstance(info, dict) else set()):
@@ -81,31 +75,19 @@ def label_encode(values: Iterable) -> dict:
 
 def multi_hot(lists: list[list], codes: dict) -> sparse.csr_matrix:
     """Return (n_items, n_codes) float32 with a 1 for every value an item has; unknown values are left out."""
-    rows, columns = [], []
-    for row, values in enumerate(lists):
-        known = sorted({codes[value] for value in values if value in codes})
-        rows += [row] * len(known)
-        columns += known
-    ones = np.ones(len(rows), dtype=np.float32)
-    return sparse.csr_matrix((ones, (rows, columns)), shape=(len(lists), len(codes)))
+    cells = sorted({(row, codes[value]) for row, values in enumerate(lists) for value in values if value in codes})
+    rows, columns = np.array(cells, dtype=np.int64).reshape(-1, 2).T
+    return sparse.csr_matrix((np.ones(len(cells), np.float32), (rows, columns)), shape=(len(lists), len(codes)))
 
 
-def standardise(values: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
-    """Return (values − mean) / std per column, 0 where unknown or where a column is constant.
+def standardise(values: np.ndarray) -> np.ndarray:
+    """Return (values − mean) / std by column (n, d) float32; 0 where unknown (NaN), and where a column is constant.
 
-    Args:
-        values: (n, d) float; NaN is unknown.
-        known: rows (bool, (n,)) the statistics are taken from; all by default.
+    >>> standardise(np.array([[1, 7, np.nan], [3, 7, np.nan], [np.nan, 7, np.nan]])).tolist()
+    [[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     """
-    values = np.asarray(values, dtype=np.float64)
-    fit = values if known is None else values[known]
-    seen = ~np.isnan(fit)
-    count = np.maximum(seen.sum(axis=0), 1)
-    mean = np.where(seen, fit, 0).sum(axis=0) / count
-    std = np.sqrt(np.where(seen, (fit - mean) ** 2, 0).sum(axis=0) / count)
-    varies = std > 1e-12 * np.maximum(np.abs(mean), 1)
-    scaled = np.where(varies, (values - mean) / np.where(varies, std, 1), 0)
-    return np.nan_to_num(scaled).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # nothing known in a column
+        return np.nan_to_num(StandardScaler().fit_transform(np.asarray(values, np.float64))).astype(np.float32)
 
 
 def svd(matrix: np.ndarray | sparse.spmatrix, n: int, seed: int = 0) -> np.ndarray:
@@ -119,13 +101,10 @@ def svd(matrix: np.ndarray | sparse.spmatrix, n: int, seed: int = 0) -> np.ndarr
 def co_ratings(ratings: pd.DataFrame, item_ids: np.ndarray, window: int = 5) -> sparse.csr_matrix:
     """Return the positive pointwise mutual information of items rated within `window` steps of a user.
 
-    `ratings` must be the training part alone. An item it does not have gets an empty row.
-
-    Returns:
-        (n_items, n_items) symmetric, rows in the order of `item_ids`.
-
-    Source: Levy & Goldberg 2014, "Neural Word Embedding as Implicit Matrix Factorization", eq. 10–11,
-    with users for sentences and items for words.
+    `ratings` must be the training part alone. The result is (n_items, n_items), symmetric, rows in the order of
+    `item_ids`; that of an item without ratings is empty.
+    Source: Levy & Goldberg 2014, "Neural Word Embedding as Implicit Matrix Factorization", eq. 10–11, with users for
+    sentences and items for words.
     """
     n, ratings = len(item_ids), in_order(ratings)
     index, users = rows_of(ratings["item_id"], item_ids), ratings["user_id"].to_numpy()
@@ -150,25 +129,19 @@ def user_item(ratings: pd.DataFrame, item_ids: np.ndarray) -> sparse.csr_matrix:
 
 
 def joined(blocks: dict[str, np.ndarray], weights: dict[str, float] | None = None) -> np.ndarray:
-    """Join blocks of features side by side, each scaled so that its mean squared row norm is its weight.
-
-    Returns:
-        (n_items, Σ d) float32.
-    """
+    """Return (n_items, Σ d) float32: blocks side by side, centred, each with its weight as mean squared row norm."""
     scaled = []
     for name, block in blocks.items():
         centred = block - block.mean(axis=0)
-        energy = np.sqrt((centred ** 2).sum(axis=1).mean())
-        weight = (weights or {}).get(name, 1.0)
-        scaled.append(centred * (np.sqrt(weight) / energy if energy > 0 else 0))
+        energy = np.sqrt((centred ** 2).sum(axis=1).mean())  # next to none: rounding of a constant
+        scaled.append(centred * (np.sqrt((weights or {}).get(name, 1)) / energy if energy > 1e-9 else 0))
     return np.hstack(scaled).astype(np.float32)
 
 
 def pca(matrix: np.ndarray, n: int, whiten: bool, seed: int = 0) -> tuple[np.ndarray, PCA]:
-    """Project (n_items, d) on its `n` directions of largest variance; directions without any are 0.
+    """Project (n_items, d) on its `n` directions of largest variance: (n_items, n) float32, and the fitted PCA.
 
-    Returns:
-        ((n_items, n) float32, the fitted sklearn PCA). Whitened columns have mean 0 and variance 1.
+    Whitened columns have mean 0 and variance 1; directions without any variance are 0.
     """
     kept = min(n, *matrix.shape)
     fitted = PCA(kept, whiten=whiten, svd_solver="full", random_state=seed)
@@ -208,25 +181,19 @@ def content_blocks(infos: dict[int, dict], vectors: dict[int, np.ndarray], text_
                    seed: int = 0) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
     """Return (blocks of text and of lists, numerical facts): what is known of items that nobody has rated.
 
-    Args:
-        infos: {item_id: facts}, whose order is that of the rows.
-        vectors: {item_id: vector of its text}.
+    Rows are in the order of `infos`, {item_id: facts}; `vectors` are those of its texts, {item_id: (d,)}.
     """
     text, _ = pca(np.stack([vectors[item_id] for item_id in infos]), text_size, whiten=False)
-    lists = {field: [info[field] for info in infos.values()] for field in LISTS}
-    hot = sparse.hstack([multi_hot(rows, label_encode(value for row in rows for value in row))
-                         for rows in lists.values()]).tocsr()
+    lists = [[info[field] for info in infos.values()] for field in LISTS]
+    hot = sparse.hstack([multi_hot(rows, label_encode(value for row in rows for value in row)) for rows in lists])
     facts = pd.DataFrame({field: [info[field] for info in infos.values()] for field in FACTS}, index=list(infos),
                          dtype=np.float64).dropna(axis=1, how="all")
-    return {"text": text, "lists": svd(hot, min(list_size, hot.shape[1] - 1), seed)}, facts
+    return {"text": text, "lists": svd(hot.tocsr(), list_size, seed)}, facts
 
 
 def item_matrix(ratings: pd.DataFrame, infos: dict[int, dict], vectors: dict[int, np.ndarray],
                 embed_size: int = 128) -> np.ndarray:
-    """Return the item matrix (n_items, embed_size) of lesson 03 for any training part, rows in the order of `infos`.
-
-    `ratings` must be the training part alone: whoever cuts a log otherwise has to count anew.
-    """
+    """Return the item matrix (n_items, embed_size) of lesson 03 for a training part, rows in the order of `infos`."""
     blocks, facts = content_blocks(infos, vectors)
     ids = np.array(list(infos))
     blocks |= {"numbers": standardise(facts.join(votes_of(ratings, ids)).to_numpy()), **behaviour(ratings, ids)}

@@ -1,11 +1,14 @@
 """Where artefacts lie, and how they are written: beside their place first, then renamed into it."""
 
+import errno
+import io
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,7 @@ def chosen_dataset() -> str:
 
 
 def data_dir(dataset: str, root: Path = ROOT) -> Path:
-    """Return (and make) the artefact folder of a data set, given by name, folder or archive.
-
-    A folder or archive is known by its own name: `~/clicks` keeps its artefacts in `data/clicks`.
-    """
+    """Return (and make) the artefact folder of a data set: data/ml-100k, or data/clicks for ~/clicks or clicks.zip."""
     name = Path(dataset).name.removesuffix(".zip")
     if not name or name.startswith("."):
         raise DataError(f"data set {dataset!r} has no name: give a known name, a folder or a .zip")
@@ -59,11 +59,7 @@ def shown(path: Path) -> str:
 
 
 def need(path: Path, made_by: str) -> Path:
-    """Return `path` if it exists; otherwise say which notebook makes it.
-
-    Raises:
-        FileNotFoundError: naming the file and the notebook to run.
-    """
+    """Return `path` if it exists; otherwise FileNotFoundError names it and the notebook to run."""
     if not Path(path).exists():
         raise FileNotFoundError(f"{shown(path)} is not there yet: run notes/{made_by}.ipynb first")
     return Path(path)
@@ -71,13 +67,9 @@ def need(path: Path, made_by: str) -> Path:
 
 @contextmanager
 def writing(path: Path, wait: float = 5) -> Iterator[None]:
-    """Be the only one who writes an artefact and what lies beside it: its part, its journal. It may be entered again.
+    """Be the only one who writes an artefact and what lies beside it; it may be entered again.
 
-    Args:
-        wait: seconds for another writer to end.
-
-    Raises:
-        DataError: naming the process that goes on writing it.
+    Another writer has `wait` seconds to end, then a DataError names its process.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,46 +85,39 @@ def writing(path: Path, wait: float = 5) -> Iterator[None]:
         yield
     finally:
         if lock.lock_counter == 1:  # whoever waits looks whether the file is still the one that it has opened
-            with suppress(OSError):
-                place.unlink()
+            place.unlink(missing_ok=True)
         lock.release()
 
 
-def _sign(descriptor: int) -> None:
-    os.write(descriptor, str(os.getpid()).encode())
+def _sign(lock: int) -> None:
+    os.write(lock, str(os.getpid()).encode())
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path`; rename it into place on success, remove it on any failure.
+    """Yield a path beside `path`, where nothing lies yet; rename it into place on success, remove it on any failure.
 
-    Whoever reads `path` sees the old artefact or the new one, never half of one. A part with a journal
-    (`.json`) beside it is not removed: its writer can go on there. A full disk is reported as a sentence
-    that says what was kept. While one process writes, no other can begin: see `writing`.
+    Whoever reads `path` sees the old artefact or the new one, never half of one. One process can write: see `writing`.
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.part")
     with writing(path):
+        _remove(beside)  # of a writer that was killed
         try:
             yield beside
             if path.is_dir():
                 shutil.rmtree(path)
             os.replace(beside, path)
         except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise OSError(errno.ENOSPC, f"the disk is full ({shutil.disk_usage(path.parent).free:,} bytes left) while "
+                          f"writing {shown(path)}; what was there before is untouched") from error
+        finally:
             _remove(beside)
-            if error.errno == 28:  # ENOSPC
-                free = shutil.disk_usage(path.parent).free
-                raise OSError(28, f"the disk is full ({free:,} bytes left) while writing "
-                                  f"{shown(path)}; what was there before is untouched") from error
-            raise
-        except BaseException:
-            _remove(beside)
-            raise
 
 
 def _remove(path: Path) -> None:
-    if path.with_name(path.name + ".json").exists():
-        return
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -152,33 +137,24 @@ def write_vectors(path: Path, vectors: dict[int, np.ndarray]) -> None:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Admit what a dict of numpy arrays consists of; a pickle that names anything else is refused."""
+    """Admit what a dict of numpy arrays consists of, by any numpy; a pickle that names anything else is refused."""
 
-    ADMITTED = frozenset({("numpy", "ndarray"), ("numpy", "dtype"),
-                ("numpy._core.multiarray", "_reconstruct"), ("numpy.core.multiarray", "_reconstruct"),
-                ("numpy._core.numeric", "_frombuffer"), ("numpy.core.numeric", "_frombuffer")})
+    ADMITTED = re.compile(r"numpy\.(ndarray|dtype)|numpy\._?core\.(multiarray\._reconstruct|numeric\._frombuffer)")
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self.ADMITTED:
-            return super().find_class(module, name)
-        raise DataError(f"a pickle of vectors may hold dicts and numpy arrays alone, this one asks for {module}.{name}")
+        if not self.ADMITTED.fullmatch(f"{module}.{name}"):
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
 
 
 def read_vectors(path: Path) -> dict[int, np.ndarray]:
-    """Read what `write_vectors` wrote, admitting dicts and numpy arrays alone.
-
-    Raises:
-        DataError: if the pickle asks for any other type, holds anything else, or is damaged.
-    """
+    """Read {item_id: vector}, as `write_vectors` wrote it; DataError if it holds anything else or is damaged."""
+    content = io.BytesIO(Path(path).read_bytes())
     try:
-        with Path(path).open("rb") as file:
-            vectors = _ArraysOnly(file).load()
-    except (DataError, FileNotFoundError):
-        raise
+        vectors = _ArraysOnly(content).load()
+        if not all(isinstance(key, int) and isinstance(vector, np.ndarray) for key, vector in vectors.items()):
+            raise TypeError("it holds other keys or values")
     except Exception as error:  # damaged bytes can make an unpickler raise nearly anything
-        raise DataError(f"{shown(path)} is damaged ({error}): delete it and run notes/02_embeddings.ipynb") from error
-    if not isinstance(vectors, dict) or not all(isinstance(key, int) and isinstance(value, np.ndarray)
-                                                for key, value in vectors.items()):
-        raise DataError(f"{shown(path)} holds something else than {{item_id: array}}: delete it and run "
-                        f"notes/02_embeddings.ipynb")
+        raise DataError(f"{shown(path)} is no pickle of {{item_id: numpy array}} alone ({error}): delete it and run "
+                        f"notes/02_embeddings.ipynb") from error
     return vectors

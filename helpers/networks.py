@@ -8,31 +8,50 @@ from torch import Tensor, nn
 from helpers.frames import gaps, unflatten
 
 
-class Flat(nn.Module):
+class Encoder(nn.Module):
+    """What reads a state for actor and critic: (B, F·(E+1)), and F gaps if its frames have times, → (B, out_size).
+
+    With a `hidden_size` D it has a first layer `enter`, for `places`.
+    """
+
+    def __init__(self, frame_size: int, embed_size: int, out_size: int, hidden_size: int | None = None):
+        super().__init__()
+        self.frame_size, self.embed_size, self.out_size = frame_size, embed_size, out_size
+        if hidden_size:
+            self.enter = nn.Linear(embed_size + 1, hidden_size)
+
+    def split(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """state (B, F·(E+1)) → items v (B, F, E), ratings (B, F)."""
+        return unflatten(state, self.frame_size, self.embed_size)
+
+    def places(self, state: Tensor) -> Tensor:
+        """state (B, F·(E+1)) → x (B, F, D), a linear map of what is known of each place, [v_i, rating_i]."""
+        v, rating = self.split(state)
+        return self.enter(torch.cat([v, rating[:, :, None]], dim=2))
+
+
+class Flat(Encoder):
     """Keep the state as it is: every item at its own place, then the ratings."""
 
     def __init__(self, frame_size: int, embed_size: int):
-        super().__init__()
-        self.out_size = frame_size * (embed_size + 1)
+        super().__init__(frame_size, embed_size, frame_size * (embed_size + 1))
 
     def forward(self, state: Tensor) -> Tensor:
         """state (B, F·(E+1)) → (B, F·(E+1)); gaps, if there are any, are left out."""
         return state[:, :self.out_size]
 
 
-class DRRp(nn.Module):
-    """Pairwise products: the frame's items, and every two of them to_autocast, w_a·v_a ⊙ w_b·v_b.
+class DRRp(Encoder):
+    """The frame's items, and every two of them multiplied: w_a·v_a ⊙ w_b·v_b, with w learnt for each place.
 
-    Source: Liu et al. 2018 (DRR-p). `w` is a learnt scalar for each place in the frame. Ratings are
-    not read: the paper's frame holds liked items only, ours holds all.
+    Source: Liu et al. 2018 (DRR-p). Ratings are not read: the paper's frame holds liked items only, ours holds all.
     """
 
     def __init__(self, frame_size: int, embed_size: int):
-        super().__init__()
-        self.frame_size, self.embed_size = frame_size, embed_size
+        pairs = torch.combinations(torch.arange(frame_size), 2)
+        super().__init__(frame_size, embed_size, (frame_size + len(pairs)) * embed_size)
         self.w = nn.Parameter(torch.ones(frame_size))
-        self.register_buffer("pairs", torch.combinations(torch.arange(frame_size), 2), persistent=False)
-        self.out_size = (frame_size + len(self.pairs)) * embed_size
+        self.register_buffer("pairs", pairs, persistent=False)
 
     def products(self, wv: Tensor) -> Tensor:
         """Weighted items (B, F, E) → their pairwise products (B, F(F−1)/2, E)."""
@@ -40,74 +59,59 @@ class DRRp(nn.Module):
 
     def forward(self, state: Tensor) -> Tensor:
         """state (B, F·(E+1)) → (B, (F + F(F−1)/2)·E)."""
-        v, _ = unflatten(state, self.frame_size, self.embed_size)
+        v, _ = self.split(state)
         return torch.cat([v, self.products(v * self.w[:, None])], dim=1).flatten(1)
 
 
-class UserVector(nn.Module):
+class UserVector(Encoder):
     """A user's vector from the frame alone: a learnt map of its items, weighted by rating − 3.
 
     The paper learns a vector for each user id. Ours serves users it has never seen.
     """
 
     def __init__(self, frame_size: int, embed_size: int):
-        super().__init__()
-        self.frame_size, self.embed_size = frame_size, embed_size
+        super().__init__(frame_size, embed_size, embed_size)
         self.map = nn.Linear(embed_size, embed_size)
 
     def forward(self, state: Tensor) -> Tensor:
-        """state (B, F·(E+1)) → user (B, E)."""
-        v, rating = unflatten(state, self.frame_size, self.embed_size)
+        """state (B, F·(E+1)) → user u (B, E)."""
+        v, rating = self.split(state)
         liked = (rating - 3) / self.frame_size
         return self.map((v * liked[:, :, None]).sum(dim=1))
 
 
-class DRRu(nn.Module):
-    """User times items: u ⊙ w_i·v_i for every item of the frame, beside the items' pairwise products.
-
-    Source: Liu et al. 2018 (DRR-u).
-    """
+class DRRu(Encoder):
+    """User times items, u ⊙ w_i·v_i, beside the items' pairwise products. Source: Liu et al. 2018 (DRR-u)."""
 
     def __init__(self, frame_size: int, embed_size: int):
-        super().__init__()
+        super().__init__(frame_size, embed_size, DRRp(frame_size, embed_size).out_size)
         self.user, self.pairwise = UserVector(frame_size, embed_size), DRRp(frame_size, embed_size)
-        self.out_size = (frame_size + len(self.pairwise.pairs)) * embed_size
 
     def forward(self, state: Tensor) -> Tensor:
         """state (B, F·(E+1)) → (B, (F + F(F−1)/2)·E)."""
-        v, _ = unflatten(state, self.pairwise.frame_size, self.pairwise.embed_size)
-        wv = v * self.pairwise.w[:, None]
+        wv = self.split(state)[0] * self.pairwise.w[:, None]
         return torch.cat([self.user(state)[:, None] * wv, self.pairwise.products(wv)], dim=1).flatten(1)
 
 
-class DRRave(nn.Module):
-    """User, average of the items, and their product: u, u ⊙ g, g with g = average of w_i·v_i.
+class DRRave(Encoder):
+    """User, average of the items, and their product: u, u ⊙ g, g with g the average of w_i·v_i over the F places.
 
-    Source: Liu et al. 2018 (DRR-ave). The width does not grow with the frame. The average is over the
-    F places, so a padded frame gives a shorter u and g.
+    Source: Liu et al. 2018 (DRR-ave). The width does not grow with F; a padded frame gives a shorter u and g.
     """
 
     def __init__(self, frame_size: int, embed_size: int):
-        super().__init__()
-        self.frame_size, self.embed_size = frame_size, embed_size
+        super().__init__(frame_size, embed_size, 3 * embed_size)
         self.user = UserVector(frame_size, embed_size)
         self.w = nn.Parameter(torch.ones(frame_size))
-        self.out_size = 3 * embed_size
 
     def forward(self, state: Tensor) -> Tensor:
         """state (B, F·(E+1)) → (B, 3E)."""
-        v, _ = unflatten(state, self.frame_size, self.embed_size)
+        v, _ = self.split(state)
         u, g = self.user(state), (v * self.w[:, None]).mean(dim=1)
         return torch.cat([u, u * g, g], dim=1)
 
 
-def observations(state: Tensor, frame_size: int, embed_size: int) -> Tensor:
-    """Return (B, F, E+1): what is known of each place of a frame, [v_i, rating_i]."""
-    v, rating = unflatten(state, frame_size, embed_size)
-    return torch.cat([v, rating[:, :, None]], dim=2)
-
-
-class Attention(nn.Module):
+class Attention(Encoder):
     """Self-attention: every place of the frame takes from all places, most from those whose key fits its query.
 
     Source: Vaswani et al. 2017, eq. 1, one head; Kang & McAuley 2018 (SASRec) for learnt places. No mask, for a
@@ -115,16 +119,9 @@ class Attention(nn.Module):
     """
 
     def __init__(self, frame_size: int, embed_size: int, hidden_size: int = 64):
-        super().__init__()
-        self.frame_size, self.embed_size = frame_size, embed_size
-        self.enter = nn.Linear(embed_size + 1, hidden_size)
+        super().__init__(frame_size, embed_size, frame_size * hidden_size, hidden_size)
         self.place = nn.Parameter(torch.randn(frame_size, hidden_size) / hidden_size ** 0.5)
         self.query, self.key, self.value = (nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(3))
-        self.out_size = frame_size * hidden_size
-
-    def enter_places(self, state: Tensor) -> Tensor:
-        """state (B, F·(E+1)) → x (B, F, D): what stands at each place, and which place it is."""
-        return self.enter(observations(state, self.frame_size, self.embed_size)) + self.place
 
     def weights(self, x: Tensor) -> Tensor:
         """x (B, F, D) → (B, F, F) float32: what each place (row) takes from each (column); rows sum to 1."""
@@ -133,11 +130,11 @@ class Attention(nn.Module):
 
     def forward(self, state: Tensor) -> Tensor:
         """state (B, F·(E+1)) → (B, F·D)."""
-        x = self.enter_places(state)
+        x = self.places(state) + self.place  # what stands at each place, and which place it is
         return (x + self.weights(x) @ self.value(x)).flatten(1)
 
 
-class GRU(nn.Module):
+class GRU(Encoder):
     """A recurrent network takes in one rating after the other, h_i = GRU([v_i, rating_i], h_{i−1}); h_F is kept.
 
     Source: Cho et al. 2014; Hidasi et al. 2016 (GRU4Rec) for recommendation. It knows the order of ratings, not their
@@ -145,36 +142,31 @@ class GRU(nn.Module):
     """
 
     def __init__(self, frame_size: int, embed_size: int, hidden_size: int = 32):
-        super().__init__()
-        self.frame_size, self.embed_size, self.out_size = frame_size, embed_size, hidden_size
-        self.enter = nn.Linear(embed_size + 1, hidden_size)
+        super().__init__(frame_size, embed_size, hidden_size, hidden_size)
         self.gru = nn.GRU(hidden_size, hidden_size, batch_first=True)
 
     def forward(self, state: Tensor) -> Tensor:
         """state (B, F·(E+1)) → h_F (B, H) float32."""
-        x = self.enter(observations(state, self.frame_size, self.embed_size)).float()
+        x = self.places(state).float()
         with torch.autocast(state.device.type, enabled=False):
             return self.gru(x)[1][0]
 
 
-class ODERNN(nn.Module):
+class ODERNN(Encoder):
     """Between two ratings the hidden state flows, dh/dτ = f(h); at a rating a GRU cell takes it in.
 
     Source: Rubanova et al. 2019 (ODE-RNN), algorithm 1. Here f(h) = tanh(W·h + b) − h, which keeps h in (−1, 1) as
     the cell does, as the flow of De Brouwer et al. 2019 (GRU-ODE-Bayes) is made to.
 
     Every row has gaps of its own. Rescaled, dh/ds = Δτ·f(h) with s from 0 to 1, they all take the same time, and one
-    call of the solver serves the batch. Time is compressed, Δτ = ln(1 + days) / ln 366: a second is nothing, a day
-    0.12, a month 0.58, a year 1. So one step of the solver is enough; in days, a year would want a hundred.
-
-    Args:
-        steps: of the solver (fourth-order Runge-Kutta), between two ratings.
+    call of the solver, `steps` of fourth-order Runge-Kutta between two ratings, serves the batch. Time is compressed,
+    Δτ = ln(1 + days) / ln 366: a second is nothing, a day 0.12, a month 0.58, a year 1. So one step is enough; in
+    days, a year would want a hundred.
     """
 
     def __init__(self, frame_size: int, embed_size: int, hidden_size: int = 32, steps: int = 1):
-        super().__init__()
-        self.frame_size, self.embed_size, self.out_size, self.steps = frame_size, embed_size, hidden_size, steps
-        self.enter = nn.Linear(embed_size + 1, hidden_size)
+        super().__init__(frame_size, embed_size, hidden_size, hidden_size)
+        self.steps = steps
         self.drift = nn.Linear(hidden_size, hidden_size)
         self.cell = nn.GRUCell(hidden_size, hidden_size)
 
@@ -195,7 +187,7 @@ class ODERNN(nn.Module):
 
     def path(self, state: Tensor) -> list[tuple[Tensor, Tensor]]:
         """state (B, F·(E+1), and F gaps) → F pairs: h (B, H) float32 just before each rating and just after it."""
-        x = self.enter(observations(state, self.frame_size, self.embed_size)).to(self.drift.weight.dtype)
+        x = self.places(state).to(self.drift.weight.dtype)
         dt = torch.log1p(gaps(state, self.frame_size, self.embed_size).to(x.dtype)) / math.log(366)
         h, path = x.new_zeros(len(x), self.out_size), []
         with torch.autocast(state.device.type, enabled=False):
@@ -224,11 +216,17 @@ def hide_items(state: Tensor, frame_size: int, embed_size: int, share: float) ->
     return v, state
 
 
+def two_layers(hidden_size: int, out_size: int, dropout: float) -> list[nn.Module]:
+    """Return what follows a first linear layer: twice normalisation, GELU, dropout and another linear layer."""
+    return [layer for size in (hidden_size, out_size) for layer in
+            (nn.LayerNorm(hidden_size), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden_size, size))]
+
+
 class Actor(nn.Module):
     """π: state → proto-action, a learnt mix of the frame's own items plus what a small network adds.
 
-    The mix (one scalar a place, one gain a dimension) starts at the mean of the frame, so that an
-    untrained actor already points at the user's taste.
+    The mix (one scalar a place, one gain a dimension) starts at the mean of the frame, so that an untrained actor
+    already points at the user's taste.
 
     Args:
         encoder: a key of `ENCODERS`.
@@ -243,10 +241,8 @@ class Actor(nn.Module):
                            dropout=dropout, item_dropout=item_dropout)
         self.frame_size, self.embed_size, self.item_dropout = frame_size, embed_size, item_dropout
         self.encoder = ENCODERS[encoder](frame_size, embed_size)
-        self.body = nn.Sequential(
-            nn.Linear(self.encoder.out_size, hidden_size), nn.LayerNorm(hidden_size), nn.GELU(), nn.Dropout(dropout),
-            nn.Linear(hidden_size, hidden_size), nn.LayerNorm(hidden_size), nn.GELU(), nn.Dropout(dropout),
-            nn.Linear(hidden_size, embed_size))
+        enter = nn.Linear(self.encoder.out_size, hidden_size)
+        self.body = nn.Sequential(enter, *two_layers(hidden_size, embed_size, dropout))
         self.mix = nn.Parameter(torch.full((frame_size,), 1 / frame_size))
         self.gain = nn.Parameter(torch.ones(embed_size))
 
@@ -275,8 +271,8 @@ class Joint(nn.Linear):
 class Critic(nn.Module):
     """Q: (state, action) → the discounted sum of rewards to come.
 
-    Source: Lillicrap et al. 2016, section 7, with layer normalisation in place of batch
-    normalisation and the action entering with the state rather than one layer later.
+    Source: Lillicrap et al. 2016, section 7, with layer normalisation in place of batch normalisation and the action
+    entering with the state rather than one layer later.
 
     Args:
         n_atoms: 1 for a value; else the logits of a distribution over that many returns (Bellemare et al. 2017).
@@ -290,10 +286,7 @@ class Critic(nn.Module):
                            n_atoms=n_atoms, dropout=dropout)
         self.encoder = ENCODERS[encoder](frame_size, embed_size)
         self.enter = Joint(self.encoder.out_size, embed_size, hidden_size)
-        self.body = nn.Sequential(
-            nn.LayerNorm(hidden_size), nn.GELU(), nn.Dropout(dropout),
-            nn.Linear(hidden_size, hidden_size), nn.LayerNorm(hidden_size), nn.GELU(), nn.Dropout(dropout),
-            nn.Linear(hidden_size, n_atoms))
+        self.body = nn.Sequential(*two_layers(hidden_size, n_atoms, dropout))
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
         """state (B, F·(E+1)), action (B, E) → value (B, 1), or logits (B, n_atoms)."""
@@ -305,7 +298,7 @@ class Critic(nn.Module):
         return answer[..., 0] if answer.shape[2] == 1 else answer
 
 
-class NoisyLinear(nn.Module):
+class NoisyLinear(nn.Linear):
     """A linear layer whose weights tremble while training: w = μ + σ ⊙ ε, one ε a call, shared by the batch.
 
     Source: Fortunato et al. 2018, "Noisy Networks for Exploration", eq. 10 and 11: ε is f(ε_out) f(ε_in)ᵀ with
@@ -313,20 +306,16 @@ class NoisyLinear(nn.Module):
     """
 
     def __init__(self, in_size: int, out_size: int, sigma: float = 0.5):
-        super().__init__()
-        bound = in_size ** -0.5
-        self.weight = nn.Parameter(torch.empty(out_size, in_size).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(out_size).uniform_(-bound, bound))
-        self.weight_sigma = nn.Parameter(torch.full((out_size, in_size), sigma * bound))
-        self.bias_sigma = nn.Parameter(torch.full((out_size,), sigma * bound))
+        super().__init__(in_size, out_size)
+        self.weight_sigma = nn.Parameter(torch.full((out_size, in_size), sigma * in_size ** -0.5))
+        self.bias_sigma = nn.Parameter(torch.full((out_size,), sigma * in_size ** -0.5))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, in_size) → (B, out_size)."""
         if not self.training:
-            return nn.functional.linear(x, self.weight, self.bias)
-        out_size, in_size = self.weight.shape
-        e = torch.randn(in_size + out_size, device=x.device)
-        e_in, e_out = (e.sign() * e.abs().sqrt()).split([in_size, out_size])
+            return super().forward(x)
+        e = torch.randn(self.in_features + self.out_features, device=x.device)
+        e_in, e_out = (e.sign() * e.abs().sqrt()).split([self.in_features, self.out_features])
         return nn.functional.linear(x, self.weight + self.weight_sigma * e_out[:, None] * e_in,
                                     self.bias + self.bias_sigma * e_out)
 
@@ -344,8 +333,7 @@ class Rainbow(Actor):
 
     Args:
         n_atoms: 1 for a value, v(s) + κ·A, in place of a distribution.
-        dueling: False leaves one head: u(s) gets one more number c(s), and v_z = b_z + c(s)·z̃ with b learnt but the
-            same at every state.
+        dueling: False leaves one head: u(s) gets one more number c(s), and v_z = b_z + c(s)·z̃, b for all states.
         noisy: make the heads of `NoisyLinear`.
 
     `centre` (E,) is ē, the catalogue's mean vector, zero unless it is set.

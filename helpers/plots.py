@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 
 
@@ -31,25 +32,26 @@ def curves(log: pd.DataFrame, panels: dict[str, dict[str, str]], smooth: int = 1
 
 
 def heat_maps(matrices: dict[str, np.ndarray], label: str, columns: int = 4, limit: float | None = None) -> Figure:
-    """Draw square matrices side by side on one symmetric scale, with a colour bar.
+    """Draw square matrices side by side on one symmetric scale, with one colour bar.
 
     Args:
         matrices: title → (d, d).
         label: what the colour means, with its unit.
         limit: ends of the scale, ± limit; by default the 99.5th percentile of all absolute values.
     """
-    rows = -(-len(matrices) // columns)
-    columns = min(columns, len(matrices))
+    rows, columns = -(-len(matrices) // columns), min(columns, len(matrices))
     figure, axes = plt.subplots(rows, columns, figsize=(2.9 * columns + 0.8, 2.9 * rows), squeeze=False,
                                 layout="constrained")
     if limit is None:
         limit = float(np.quantile(np.abs(np.concatenate([m.ravel() for m in matrices.values()])), 0.995))
     for axis, (title, matrix) in zip(axes.flat, matrices.items(), strict=False):
-        image = axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+        every = 32 * max(len(matrix) // 128, 1)  # dimensions from one tick to the next
+        sns.heatmap(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, square=True, cbar=False, rasterized=True,
+                    xticklabels=every, yticklabels=every, ax=axis)
         axis.set_title(title, fontsize="medium")
         axis.set(xlabel="dimension", ylabel="dimension")
-        axis.label_outer()
+        axis.tick_params(labelsize="small", rotation=0)
     for axis in axes.flat[len(matrices):]:
         axis.set_visible(False)
-    figure.colorbar(image, ax=axes, label=label, shrink=0.8, extend="both")
+    figure.colorbar(axes[0, 0].collections[0], ax=axes, label=label, shrink=0.8, extend="both")
     return figure

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from scipy import sparse
 from torch import Tensor
 
+from helpers.features import user_item
 from helpers.frames import Frames, rows_of
 
 # A recommender: (history, user_ids (U,)) → scores (U, n_items), higher is better, any scale.
@@ -56,13 +56,8 @@ def fit_ease(train: pd.DataFrame, item_ids: np.ndarray, ridge: float, most: int 
     Source: Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data", eq. 8.
     """
     kept = np.sort(rows_of(train["item_id"].value_counts().index[:most], item_ids))
-    column = pd.Index(item_ids[kept]).get_indexer(train["item_id"])
-    rows, users = pd.factorize(train["user_id"])
-    inside = column >= 0
-    x = sparse.csr_matrix((np.ones(inside.sum(), dtype=np.float32), (rows[inside], column[inside])),
-                          shape=(len(users), len(kept)))
-    x.data[:] = 1  # a user who rated an item twice still rated it
-    inverse = torch.linalg.inv(torch.as_tensor((x.T @ x).toarray()) + ridge * torch.eye(len(kept)))
+    rated = user_item(train[train["item_id"].isin(item_ids[kept])], item_ids[kept])
+    inverse = torch.linalg.inv(torch.as_tensor((rated @ rated.T).toarray()) + ridge * torch.eye(len(kept)))
     weights = -inverse / inverse.diagonal()
     return torch.as_tensor(kept), weights.fill_diagonal_(0)
 
@@ -122,7 +117,7 @@ class UserHistory(NamedTuple):
 
 
 def fit_user_history(train: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, ridge: float, weight: float = 1.0,
-               rating_slope: float = 0.0) -> UserHistory:
+                     rating_slope: float = 0.0) -> UserHistory:
     """Fit EASE on the training part and keep of it what the item matrix can say.
 
     W is the E×E matrix whose eⱼ·W·eᵢ come nearest, in the sum of squares, to EASE's weights of item j for item i.

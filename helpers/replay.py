@@ -9,7 +9,7 @@ class Prioritised:
     """Draw transitions with probability ∝ priority^α, from a sum tree.
 
     Source: Schaul et al. 2016, "Prioritized Experience Replay", proportional variant. Every transition starts with
-    priority 1; `update` sets |error| + ε. UserHistory: 16 bytes a transition, twice that at worst.
+    priority 1; `update` sets |error| + ε. Memory: 16 bytes a transition, twice that at worst.
 
     Args:
         n: how many transitions there are.

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -33,14 +34,6 @@ def twenty_logs():
                          "rating": rng.integers(1, 11, size=n) / 2, "timestamp": np.arange(n) // 2})
 
 
-def shards(folder, ratings):
-    """Write ratings as three Parquet files that cut users in two, and bring them into four shards."""
-    (folder / "raw").mkdir()
-    for k in range(3):
-        ratings[k::3].to_parquet(folder / "raw" / f"part-{k}.parquet")
-    return cluster.shard_ratings(folder / "raw", folder / "shards", 4)
-
-
 def rows_of(frames):
     """Return every transition as one row of numbers, sorted."""
     rows = np.concatenate(list(frames.gather(torch.arange(len(frames)))), axis=1)
@@ -52,9 +45,9 @@ def ddpg(frames, before=lambda step: None):
 
     Logged are the worker's transitions, and the steps since it was started.
     """
-    lesson, step = ddpg_lesson, 0
-    agent = lesson.new_agent(0, F, 6, 1e-3, hidden_size=16, dropout=0.0, item_dropout=0.0)
-    learn = partial(lesson.update, agent, frames, gamma=0.9, tau=0.02, decay=0.7, value_weight=1e-9)
+    step = 0
+    agent = ddpg_lesson.new_agent(0, F, 6, 1e-3, hidden_size=16, dropout=0.0, item_dropout=0.0)
+    learn = partial(ddpg_lesson.update, agent, frames, gamma=0.9, tau=0.02, decay=0.7, value_weight=1e-9)
 
     def update(index):
         nonlocal step
@@ -64,10 +57,10 @@ def ddpg(frames, before=lambda step: None):
     return update, agent, {}
 
 
-def train(make, home, folder, name, n_workers=2, max_steps=6, **options):
-    options = dict(safe_every=2, log_every=2, bf16=False, max_failures=0) | options
-    return cluster.train_together(make, home / "shards", ITEMS, cluster.share(MATRIX), n_workers, frame_size=F,
-                                  batch_size=32, max_steps=max_steps, storage=folder / "storage", name=name, **options)
+def train(make, home, folder, name, n_workers=2, matrix=MATRIX, **options):
+    options = dict(max_steps=6, safe_every=2, log_every=2, bf16=False, max_failures=0) | options
+    return cluster.train_together(make, home / "shards", ITEMS, cluster.share(matrix), n_workers, frame_size=F,
+                                  batch_size=32, storage=folder / "storage", name=name, **options)
 
 
 def wait_for_checkpoints(run, n):
@@ -84,17 +77,18 @@ def equal(a, b):
 
 def test_without_ray_a_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"pip install -r requirements-ray\.txt"):
+    with pytest.raises(DataError, match=r"requirements-ray\.txt"):
         cluster.ray()
 
 
-def test_the_number_of_workers_is_one_switch(monkeypatch):
-    for chosen, n in (("", 2), ("1", 1), ("8", 8)):
-        monkeypatch.setenv("RECNN_WORKERS", chosen)
+@pytest.mark.parametrize("chosen, n", [("", 2), ("1", 1), ("8", 8), ("two", None), ("0", None)])
+def test_the_number_of_workers_is_one_switch(monkeypatch, chosen, n):
+    monkeypatch.setenv("RECNN_WORKERS", chosen)
+    if n is not None:
         assert cluster.chosen_workers() == n
-    monkeypatch.setenv("RECNN_WORKERS", "two")
-    with pytest.raises(DataError, match="WORKERS=two is not a number"):
-        cluster.chosen_workers()
+    else:
+        with pytest.raises(DataError, match=f"WORKERS={chosen}"):
+            cluster.chosen_workers()
 
 
 def test_a_shard_of_a_user_depends_on_the_id_alone():
@@ -103,12 +97,12 @@ def test_a_shard_of_a_user_depends_on_the_id_alone():
     assert np.bincount(cluster.shard_of(ids, 7)).min() > 100
 
 
-def test_without_a_place_ratings_of_one_second_are_ordered_by_what_they_are():
+def test_ratings_of_one_second_are_ordered_by_place_or_else_by_what_they_are():
     ratings = twenty_logs()
-    by_what = cluster.in_order(pa.Table.from_pandas(ratings.sample(frac=1, random_state=0))).to_pandas()
-    assert np.array_equal(by_what, ratings.sort_values(["user_id", "timestamp", "item_id", "rating"]))
-    placed = ratings.assign(place=np.arange(300)).sample(frac=1, random_state=0)
-    assert np.array_equal(cluster.in_order(pa.Table.from_pandas(placed)).to_pandas(), ratings)
+    for log, keys in ((ratings, ["user_id", "timestamp", "item_id", "rating"]),
+                      (ratings.assign(place=np.arange(300)), ["place"])):
+        ordered = cluster.in_order(pa.Table.from_pandas(log.sample(frac=1, random_state=0))).to_pandas()
+        assert np.array_equal(ordered, ratings.loc[log.sort_values(keys).index])
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +126,13 @@ def nodes():
 
 @pytest.fixture(scope="module")
 def home(nodes, tmp_path_factory):
-    """Return a folder with the twenty logs in shards."""
-    folder = tmp_path_factory.mktemp("home")
-    shards(folder, twenty_logs().assign(place=np.arange(300)))
+    """Return a folder with the twenty logs in four shards, from three files that cut users in pieces."""
+    folder, ratings = tmp_path_factory.mktemp("home"), twenty_logs().assign(place=np.arange(300))
+    (folder / "raw").mkdir()
+    for k in range(3):
+        ratings[k::3].to_parquet(folder / "raw" / f"part-{k}.parquet")
+    made = cluster.shard_ratings(folder / "raw", folder / "shards", 4)
+    assert made.to_dict() == cluster.manifest(folder / "shards").to_dict()
     return folder
 
 
@@ -184,16 +182,21 @@ def test_a_worker_killed_within_an_epoch_changes_nothing(home, whole, tmp_path):
     assert equal(whole[0], killed) and log["own steps"].to_dict() == {1: 1, 2: 2, 4: 4, 6: 2}
 
 
-def test_d4pg_with_priorities_trains_together(home, tmp_path):
-    state, log = train(d4pg, home, tmp_path, "d4pg", max_steps=3)
-    assert log.index[-1] == 3 and np.isfinite(log).all(axis=None) and "replay" in state
-
-
 def d4pg(frames):
-    lesson = d4pg_lesson
-    agent = lesson.new_d4pg_agent(0, F, 6, 1e-3, replay_size=len(frames), hidden_size=16)
-    return partial(lesson.d4pg_update, agent, frames, gamma=0.9, tau=0.02, decay=0.7, n=2,
+    agent = d4pg_lesson.new_d4pg_agent(0, F, 6, 1e-3, replay_size=len(frames), hidden_size=16)
+    return partial(d4pg_lesson.d4pg_update, agent, frames, gamma=0.9, tau=0.02, decay=0.7, n=2,
                    support=torch.linspace(-40, 50, 51)), agent, {"sample": agent["replay"].sample}
+
+
+def test_a_second_call_of_a_name_starts_anew_unless_it_is_told_to_resume(home, whole, tmp_path):
+    state, log = train(d4pg, home, tmp_path, "twice", max_steps=3)  # with priorities
+    assert log.index[-1] == 3 and np.isfinite(log).all(axis=None) and "replay" in state
+    again, log = train(ddpg, home, tmp_path, "twice")
+    assert equal(whole[0], again) and log["own steps"].to_dict() == {1: 1, 2: 2, 4: 4, 6: 6}
+    _, log = train(ddpg, home, tmp_path, "twice", max_steps=7, resume=True)
+    assert log["own steps"].to_dict() == {1: 1, 2: 2, 4: 4, 6: 6, 7: 1}
+    with pytest.raises(DataError, match="another item matrix"):
+        train(ddpg, home, tmp_path, "twice", matrix=MATRIX + 1, max_steps=9, resume=True)
 
 
 def test_lesson_13_has_actors_on_the_nodes_play_and_make_transitions(home):
@@ -207,30 +210,31 @@ def test_lesson_13_has_actors_on_the_nodes_play_and_make_transitions(home):
 
 
 def test_what_is_wrong_gets_a_sentence(home, tmp_path):
-    with pytest.raises(DataError, match="no Parquet files to read"):
-        cluster.shard_ratings(tmp_path / "nowhere", tmp_path / "shards", 2)
     (tmp_path / "bad").mkdir()
     twenty_logs().drop(columns="rating").to_parquet(tmp_path / "bad" / "a.parquet")
-    with pytest.raises(DataError, match="lack rating"):
-        cluster.shard_ratings(tmp_path / "bad", tmp_path / "shards", 2)
-    with pytest.raises(DataError, match=r"has no shards\.json"):
+    for source, words in (("nowhere", "no Parquet files"), ("bad", "lack rating")):
+        with pytest.raises(DataError, match=words):
+            cluster.shard_ratings(tmp_path / source, tmp_path / "shards", 2)
+    with pytest.raises(DataError, match=r"shards\.json"):
         cluster.read_shards(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="268 MB and the smallest object store of the cluster holds 134 MB"):
-        cluster.share(np.zeros((1 << 26, 1), np.float32))
-    held = [cluster.share(np.zeros((12 << 20, 1), np.float32)) for _ in range(2)]
-    with pytest.raises(DataError, match="object store is full: the item matrix of 50 MB did not fit"):
-        cluster.share(np.zeros((12 << 20, 1), np.float32))
-    del held
-
-
-def test_a_missing_shard_or_another_item_matrix_gets_a_sentence_from_its_worker(home, whole, tmp_path):
-    with pytest.raises(DataError, match="made with another item matrix"):
-        cluster.train_together(ddpg, home / "shards", ITEMS, cluster.share(MATRIX + 1), 1, name="whole", frame_size=F,
-                               batch_size=32, max_steps=8, storage=home / "storage")
+    with pytest.raises(DataError, match="none for worker 5 of 5"):
+        cluster.read_shards(home / "shards", 4, 5)
     shutil.copytree(home / "shards", tmp_path / "shards")
-    (tmp_path / "shards" / "shard-00001.parquet").unlink()
-    with pytest.raises(DataError, match=r"shard-00001.parquet is missing or damaged"):
+    for damage in (lambda path: pd.read_parquet(path)[1:].to_parquet(path),
+                   lambda path: path.write_bytes(path.read_bytes()[:100]), Path.unlink):
+        damage(tmp_path / "shards" / "shard-00001.parquet")
+        with pytest.raises(DataError, match=r"shard-00001\.parquet is missing or damaged"):
+            cluster.read_shards(tmp_path / "shards")
+    with pytest.raises(DataError, match="shard-00001"):  # in the words of the worker
         train(ddpg, tmp_path, tmp_path, "missing", max_failures=3)
+
+
+@pytest.mark.parametrize("megabytes", [268, 50])
+def test_a_matrix_that_does_not_fit_gets_a_sentence(nodes, megabytes):
+    matrix, held = np.zeros((megabytes * 250_000, 1), np.float32), []
+    with pytest.raises(DataError, match=rf"{megabytes} MB does not fit .*134 MB"):
+        held.extend(cluster.share(matrix) for _ in range(3))
+    del held
 
 
 def test_a_node_that_is_removed_leaves_its_users_to_the_others(nodes, home, tmp_path, capsys):

@@ -4,23 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.networks import (
-    ENCODERS,
-    GRU,
-    ODERNN,
-    POLICIES,
-    Actor,
-    Attention,
-    Critic,
-    DRRave,
-    DRRp,
-    DRRu,
-    Flat,
-    Joint,
-    NoisyLinear,
-    Rainbow,
-    UserVector,
-)
+from helpers.networks import ENCODERS, POLICIES, Actor, Attention, Critic, Joint, NoisyLinear, Rainbow, UserVector
 
 F, E = 3, 4
 WIDTH = {"flat": F * (E + 1), "drr-p": (F + 3) * E, "drr-u": (F + 3) * E, "drr-ave": 3 * E, "attention": F * 64,
@@ -28,6 +12,7 @@ WIDTH = {"flat": F * (E + 1), "drr-p": (F + 3) * E, "drr-u": (F + 3) * E, "drr-a
 SMALL = dict(frame_size=F, embed_size=E, hidden_size=8)
 # two items (1, 2) and (3, 5), rated 4 and 1
 HAND = torch.tensor([[1.0, 2.0, 3.0, 5.0, 4.0, 1.0]])
+THREE_ITEMS = torch.tensor([[2.0, 3.0, 5.0, 3.0, 3.0, 3.0]])  # of one number
 
 
 def states(n, seed=0):
@@ -36,69 +21,37 @@ def states(n, seed=0):
     return torch.cat([vectors, torch.randint(1, 11, (n, F), generator=generator) / 2], dim=1)
 
 
-def set_weights(module, w):
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if name.endswith("map.weight"):
-                parameter.copy_(torch.eye(2))
-            elif name.endswith("map.bias"):
-                parameter.zero_()
-            elif name.endswith("w"):
-                parameter.copy_(torch.tensor(w))
-    return module
-
-
-def test_flat_keeps_the_state():
-    assert torch.equal(Flat(2, 2)(HAND), HAND)
-
-
-def test_pairwise_products_by_hand():
-    encoder = set_weights(DRRp(2, 2), [2.0, 0.5])
-    # 2·(1, 2) ⊙ ½·(3, 5) = (3, 10)
-    assert encoder(HAND).tolist() == [[1, 2, 3, 5, 3, 10]]
-
-
-def test_pairs_are_every_two_places_once():
-    state = torch.tensor([[2.0, 3.0, 5.0, 3.0, 3.0, 3.0]])  # three items of one number
-    assert DRRp(3, 1)(state).tolist() == [[2, 3, 5, 6, 10, 15]]
-
-
-def test_user_vector_by_hand():
-    # (4 − 3)/2·(1, 2) + (1 − 3)/2·(3, 5) = (−5/2, −4)
-    assert set_weights(UserVector(2, 2), [])(HAND).tolist() == [[-5 / 2, -4]]
-
-
-def test_user_times_items_by_hand():
-    encoder = set_weights(DRRu(2, 2), [2.0, 0.5])
-    # u = (−5/2, −4); u ⊙ (2, 4), u ⊙ (3/2, 5/2), then the pair
-    assert encoder(HAND).tolist() == [[-5, -16, -15 / 4, -10, 3, 10]]
-
-
-def test_average_by_hand():
-    encoder = set_weights(DRRave(2, 2), [2.0, 0.5])
+@pytest.mark.parametrize(("encoder", "state", "expected"), [
+    (ENCODERS["flat"](2, 2), HAND, [1, 2, 3, 5, 4, 1]),
+    (ENCODERS["drr-p"](2, 2), HAND, [1, 2, 3, 5, 3, 10]),             # 2·(1, 2) ⊙ ½·(3, 5) = (3, 10)
+    (ENCODERS["drr-p"](3, 1), THREE_ITEMS, [2, 3, 5, 6, 40, 15]),     # every two places once
+    (UserVector(2, 2), HAND, [-5 / 2, -4]),                           # u = (4 − 3)/2·(1, 2) + (1 − 3)/2·(3, 5)
+    (ENCODERS["drr-u"](2, 2), HAND, [-5, -16, -15 / 4, -10, 3, 10]),  # u ⊙ (2, 4), u ⊙ (3/2, 5/2), then the pair
     # g = ((2, 4) + (3/2, 5/2)) / 2 = (7/4, 13/4)
-    assert encoder(HAND).tolist() == [[-5 / 2, -4, -35 / 8, -13, 7 / 4, 13 / 4]]
-
-
-def test_attention_without_a_query_takes_the_mean_of_all_places():
-    torch.manual_seed(0)
-    encoder, state = Attention(F, E, 8), states(2)
-    torch.nn.init.zeros_(encoder.query.weight)
-    x = encoder.enter_places(state)
-    assert torch.equal(encoder.weights(x), torch.full((2, F, F), 1 / F))
-    mean = encoder.value(x).mean(dim=1, keepdim=True)
-    torch.testing.assert_close(encoder(state), (x + mean).flatten(1))
+    (ENCODERS["drr-ave"](2, 2), HAND, [-5 / 2, -4, -35 / 8, -13, 7 / 4, 13 / 4])
+], ids=lambda value: type(value).__name__)
+def test_encoders_by_hand(encoder, state, expected):
+    weights = {"w": torch.tensor([2.0, 0.5, 2.0]), "weight": torch.eye(2), "bias": torch.zeros(2)}
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            parameter.copy_(weights[name.split(".")[-1]][:len(parameter)])
+    assert encoder(state).tolist() == [expected]
 
 
 def test_attention_by_hand():
     encoder = Attention(2, 2, 2)
-    for part, matrix in ((encoder.query, [[2.0, 0], [0, 2]]), (encoder.key, [[1.0, 0], [0, 1]]),
-                         (encoder.value, [[0.0, 1], [1, 0]])):
-        part.weight.data = torch.tensor(matrix)
-    x = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
-    # scores 2·x·xᵀ/√2: an item fits itself by √2, the other by 0
+    with torch.no_grad():
+        for part, matrix in ((encoder.enter, [[1.0, 0, 0], [0, 1, 0]]), (encoder.query, [[0.0, 0], [0, 0]]),
+                             (encoder.key, [[1.0, 0], [0, 1]]), (encoder.value, [[0.0, 1], [1, 0]])):
+            part.weight.copy_(torch.tensor(matrix))
+        encoder.enter.bias.zero_()
+        encoder.place.copy_(torch.tensor([[10.0, 0], [0, 10]]))
+    # x = (11, 2), (3, 15); without a query each place takes the mean of all values (2, 11), (15, 3)
+    torch.testing.assert_close(encoder(HAND), torch.tensor([[11 + 8.5, 2 + 7, 3 + 8.5, 15 + 7]]))
+    encoder.query.weight.data = torch.tensor([[2.0, 0], [0, 0]])
+    # for x = (1, 0), (0, 1) the scores are 2/√2 and 0 for the first place, 0 and 0 for the second
     own = torch.e ** 2 ** 0.5 / (torch.e ** 2 ** 0.5 + 1)
-    torch.testing.assert_close(encoder.weights(x), torch.tensor([[[own, 1 - own], [1 - own, own]]]))
+    torch.testing.assert_close(encoder.weights(torch.eye(2)[None]), torch.tensor([[[own, 1 - own], [0.5, 0.5]]]))
 
 
 @pytest.mark.parametrize("name", ["attention", "gru", "ode", "flat"])
@@ -134,7 +87,7 @@ def test_encoder_under_bfloat16_is_near_to_itself_in_float32(name):
 
 def test_ode_where_nothing_flows_is_a_gru():
     torch.manual_seed(0)
-    gru, ode = GRU(F, E, 8), ODERNN(F, E, 8)
+    gru, ode = ENCODERS["gru"](F, E, 8), ENCODERS["ode"](F, E, 8)
     ode.enter.load_state_dict(gru.enter.state_dict())
     ode.cell.load_state_dict({name[:-3]: weight for name, weight in gru.gru.state_dict().items()})
     ode.f = torch.zeros_like
@@ -142,24 +95,21 @@ def test_ode_where_nothing_flows_is_a_gru():
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_encoder_is_as_wide_as_it_says(name):
-    encoder = ENCODERS[name](F, E)
-    assert encoder(states(5)).shape == (5, WIDTH[name]) and encoder.out_size == WIDTH[name]
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-def test_actor_and_critic_have_the_shapes_of_the_contract(name):
-    state = states(5)
+def test_encoder_is_as_wide_as_it_says_and_actor_and_critic_have_the_shapes_of_the_contract(name):
+    state, encoder = states(5), ENCODERS[name](F, E)
+    assert encoder(state).shape == (5, WIDTH[name]) and encoder.out_size == WIDTH[name]
     proto_action = Actor(**SMALL, encoder=name)(state)
     assert proto_action.shape == (5, E)
     assert Critic(**SMALL, encoder=name)(state, proto_action).shape == (5, 1)
 
 
-def test_default_sizes_are_those_of_the_contract():
-    state = torch.zeros(2, 1290)
-    assert Actor()(state).shape == (2, 128)
-    assert Critic()(state, torch.zeros(2, 128)).shape == (2, 1)
+def test_defaults_are_those_of_the_contract():
+    state, sizes = torch.zeros(2, 1290), dict(frame_size=10, embed_size=128, hidden_size=256, encoder="flat")
+    assert Actor()(state).shape == (2, 128) and Critic()(state, torch.zeros(2, 128)).shape == (2, 1)
     assert Actor().body[0].in_features == 1290 and Critic().enter.in_features == 1418
+    assert Actor().config == sizes | dict(dropout=0.5, item_dropout=0.3)
+    assert Critic().config == sizes | dict(n_atoms=1, dropout=0.0)
+    assert Rainbow().config == Actor().config | dict(n_atoms=51, dueling=True, noisy=True)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -174,93 +124,72 @@ def test_row_alone_equals_row_in_a_batch(name):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_no_gradient_flows_from_one_row_to_another(name):
-    state = states(4).requires_grad_()
-    Actor(**SMALL, encoder=name).eval()(state)[1].sum().backward()
-    touched = state.grad.abs().sum(dim=1) > 0
-    assert touched.tolist() == [False, True, False, False]
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-def test_value_depends_on_the_action_and_on_the_state(name):
+def test_value_depends_on_the_action_the_items_and_unless_by_pairs_alone_the_ratings(name):
     torch.manual_seed(0)
-    critic = Critic(**SMALL, encoder=name)
     state, action = states(1).requires_grad_(), torch.randn(1, E, requires_grad=True)
-    critic(state, action).sum().backward()
-    assert action.grad.abs().sum() > 0 and state.grad.abs().sum() > 0
+    Critic(**SMALL, encoder=name)(state, action).sum().backward()
+    assert (action.grad != 0).all() and (state.grad[:, :-F] != 0).all()
+    assert (state.grad[:, -F:] != 0).all() == (name != "drr-p")
 
 
-@pytest.mark.parametrize("name", sorted(ENCODERS.keys() - {"drr-p"}))
-def test_ratings_reach_the_encoder(name):
-    state = states(1).requires_grad_()
-    ENCODERS[name](F, E)(state).sum().backward()
-    assert (state.grad[:, -F:] != 0).all()
-
-
-@pytest.mark.parametrize("dropout, item_dropout", [(0.5, 0.0), (0.0, 0.5)])
-def test_dropout_is_active_in_training_alone(dropout, item_dropout):
+@pytest.mark.parametrize(("make", "layers"), [(Actor, 2), (Critic, 2), (Rainbow, 3)])
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_dropout_silences_that_share_of_every_hidden_layer_in_training_alone(make, layers, share):
     torch.manual_seed(0)
-    actor = Actor(**SMALL, dropout=dropout, item_dropout=item_dropout)
-    state = states(20)
-    assert not torch.equal(actor.train()(state), actor(state))
-    assert torch.equal(actor.eval()(state), actor(state))
-
-
-def test_without_dropout_training_and_evaluation_agree():
-    actor = Actor(**SMALL, dropout=0.0, item_dropout=0.0)
-    state = states(20)
-    assert torch.equal(actor.train()(state), actor.eval()(state))
-
-
-def test_evaluation_draws_no_random_numbers():
-    actor = Actor(**SMALL).eval()
+    network, silent = make(F, E, 64, dropout=share), []  # 64: no other layer is as wide
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear) and layer.in_features == 64:  # Rainbow's two heads read the same units
+            layer.register_forward_pre_hook(lambda _, x: silent.append((x[0] == 0).float().mean().item()))
+    arguments = (states(100), torch.randn(100, E))[:2 if make is Critic else 1]
+    network.train()(*arguments)
+    assert silent == pytest.approx([share] * layers, abs=0.03)
     before = torch.get_rng_state()
-    actor(states(3))
-    assert torch.equal(before, torch.get_rng_state())
+    network.eval()(*arguments)
+    assert silent[layers:] == [0] * layers and torch.equal(before, torch.get_rng_state())  # nor is anything drawn
 
 
-def test_hidden_items_are_gone_whole_with_their_rating():
+@pytest.mark.parametrize("make", [Actor, Rainbow])
+def test_hidden_items_are_gone_whole_with_their_rating_in_training_alone(make):
     torch.manual_seed(0)
-    actor = Actor(**SMALL, dropout=0.0, item_dropout=0.5).train()
-    seen = []
-    actor.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    state = states(200)
+    network, state, seen = make(**SMALL, dropout=0.0, item_dropout=0.2).train(), states(400), []
+    network.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     kept_state = state.clone()
-    actor(state)
+    for name, parameter in network.named_parameters():
+        if name.startswith(("body", "advantage")):
+            nn.init.zeros_(parameter)  # what is left is the mix of the items, at first their mean
+    mixed = network(state)
     v, rating = seen[0][:, :-F].unflatten(1, (F, E)), seen[0][:, -F:]
     gone = rating == 0
-    assert 0.4 < gone.float().mean() < 0.6
+    assert 0.15 < gone.float().mean() < 0.25
     assert torch.equal((v == 0).all(dim=2), gone)
-    assert torch.equal(seen[0][:, -F:][~gone], state[:, -F:][~gone])
-    assert torch.equal(state, kept_state)
+    assert torch.equal(rating[~gone], state[:, -F:][~gone]) and torch.equal(state, kept_state)
+    torch.testing.assert_close(mixed, v.mean(dim=1))
+    network.eval()(state)
+    assert torch.equal(seen[1], state)
 
 
-def test_untrained_mix_is_the_mean_of_the_frame():
-    actor = Actor(**SMALL).eval()
-    for parameter in actor.body[-1].parameters():
-        torch.nn.init.zeros_(parameter)
-    state = states(5)
-    torch.testing.assert_close(actor(state), state[:, :-F].unflatten(1, (F, E)).mean(dim=1))
+@pytest.mark.parametrize(("make", "options"), [
+    *((make, dict(encoder=name)) for make in (Actor, Critic) for name in ENCODERS), (Critic, dict(n_atoms=5)),
+    (Rainbow, dict()), (Rainbow, dict(n_atoms=1)), (Rainbow, dict(dueling=False)), (Rainbow, dict(noisy=False))])
+def test_saved_config_and_weights_rebuild_the_network(tmp_path, make, options):
+    network, both = make(**SMALL, **options).eval(), (states(4), torch.ones(4, E))
+    torch.save({"config": network.config, "weights": network.state_dict()}, tmp_path / "p.pt")
+    saved = torch.load(tmp_path / "p.pt", weights_only=True)
+    twin = POLICIES.get(make.__name__, Critic)(**saved["config"]).eval()
+    twin.load_state_dict(saved["weights"])
+    arguments = both if make is Critic else both[:1]
+    assert torch.equal(twin(*arguments), network(*arguments)) and twin.config == network.config
+    if make is Rainbow:
+        assert network(*arguments).shape == (4, E)
+        assert network.logits(*both).shape == (4, options.get("n_atoms", 51))
+        assert torch.equal(twin.logits(*both), network.logits(*both))
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("make", [Actor, Critic])
-def test_saved_config_and_weights_rebuild_the_network(tmp_path, make, name):
-    network = make(**SMALL, encoder=name).eval()
-    torch.save({"config": network.config, "weights": network.state_dict()}, tmp_path / "p.pt")
-    saved = torch.load(tmp_path / "p.pt", weights_only=True)
-    twin = make(**saved["config"]).eval()
-    twin.load_state_dict(saved["weights"])
-    arguments = (states(4),) if make is Actor else (states(4), torch.ones(4, E))
-    assert torch.equal(twin(*arguments), network(*arguments))
-    assert twin.config == network.config
-
-
-def test_every_parameter_of_the_actor_learns():
-    for name in ENCODERS:
-        actor = Actor(**SMALL, encoder=name, dropout=0.0)
-        actor(states(8)).square().sum().backward()
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in actor.parameters()), name
+def test_every_parameter_of_the_actor_learns(name):
+    actor = Actor(**SMALL, encoder=name, dropout=0.0)
+    actor(states(8)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in actor.parameters())
 
 
 def test_a_joint_layer_is_a_linear_layer_over_both_and_leaves_out_the_gradient_nobody_wants():
@@ -303,22 +232,12 @@ def test_a_tilts_mean_rises_with_the_advantage_and_the_best_dot_product_is_the_b
         assert (q[row].sort().values.diff() > 0).all()
 
 
-@pytest.mark.parametrize("options", [dict(), dict(n_atoms=1), dict(dueling=False), dict(noisy=False)])
-def test_rainbow_has_the_shapes_and_is_rebuilt_from_its_config(options):
-    network, action = Rainbow(**SMALL, **options).eval(), torch.randn(5, E)
-    assert network(states(5)).shape == (5, E)
-    assert network.logits(states(5), action).shape == (5, options.get("n_atoms", 51))
-    twin = POLICIES["Rainbow"](**network.config).eval()
-    twin.load_state_dict(network.state_dict())
-    assert torch.equal(twin.logits(states(5), action), network.logits(states(5), action))
-
-
 def test_rainbow_with_a_single_atom_says_the_value_itself():
     network = Rainbow(**SMALL, n_atoms=1).eval()
     u, v = network.heads(states(3))
     item = torch.randn(3, E)
     advantage = (u * item).sum(dim=1, keepdim=True) / E ** 0.5
-    torch.testing.assert_close(network.tilt(u, v, item), v + network.log_scale.exp() * advantage)
+    torch.testing.assert_close(network.tilt(u, v, item), v + math.exp(-2) * advantage)  # κ as it starts
 
 
 def test_rainbow_without_dueling_has_one_curve_for_all_states_that_a_number_tilts():

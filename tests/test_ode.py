@@ -7,8 +7,7 @@ import pytest
 import torch
 from torchdiffeq import odeint
 
-from helpers import networks
-from helpers.agents import ode as ode_lesson
+from helpers.agents.ode import FlatGaps
 from helpers.frames import Frames
 from helpers.networks import ODERNN, Actor
 
@@ -42,11 +41,8 @@ def error(steps):
     return float((ode.evolve(h, dt) - true).abs().max())
 
 
-def test_solver_follows_a_linear_equation():
+def test_solver_follows_a_linear_equation_and_half_the_step_divides_its_error_by_sixteen():
     assert error(1) < 0.2 and error(32) < 1e-6
-
-
-def test_halving_the_step_divides_the_error_by_sixteen():
     assert math.log2(error(8) / error(16)) == pytest.approx(4, abs=0.3)
 
 
@@ -63,21 +59,12 @@ def test_each_row_flows_for_its_own_time():
         torch.testing.assert_close(ode.evolve(h[row:row + 1], dt[row:row + 1])[0], together[row])
 
 
-def test_no_time_changes_nothing():
-    h = torch.randn(6, H, dtype=torch.float64)
-    assert torch.equal(encoder().evolve(h, torch.zeros(6, 1, dtype=torch.float64)), h)
-
-
-def test_two_times_in_a_row_are_their_sum():
-    ode, h = encoder(steps=16), torch.randn(6, H, dtype=torch.float64)
+def test_times_in_a_row_are_their_sum_and_no_time_changes_nothing():
+    (one, two, fine), h = (encoder(steps) for steps in (1, 2, 16)), torch.randn(6, H, dtype=torch.float64)
     a, b = torch.rand(2, 6, 1, dtype=torch.float64)
-    torch.testing.assert_close(ode.evolve(ode.evolve(h, a), b), ode.evolve(h, a + b), rtol=0, atol=1e-6)
-
-
-def test_two_halves_of_a_step_are_the_step_in_two():
-    one, two, h = encoder(steps=1), encoder(steps=2), torch.randn(6, H, dtype=torch.float64)
-    dt = torch.rand(6, 1, dtype=torch.float64)
-    torch.testing.assert_close(one.evolve(one.evolve(h, dt / 2), dt / 2), two.evolve(h, dt))
+    torch.testing.assert_close(fine.evolve(fine.evolve(h, a), b), fine.evolve(h, a + b), rtol=0, atol=1e-6)
+    torch.testing.assert_close(one.evolve(one.evolve(h, a / 2), a / 2), two.evolve(h, a))
+    assert torch.equal(one.evolve(h, 0 * a), h)
 
 
 def test_hidden_state_stays_between_minus_one_and_one():
@@ -129,12 +116,6 @@ def test_solver_works_in_float32_under_autocast():
     assert all(h.dtype == torch.float32 for pair in path for h in pair)
 
 
-def test_same_state_gives_the_same_answer():
-    torch.manual_seed(0)
-    actor, state = Actor(F, E, 8, encoder="ode").eval(), states(5, 2.0).float()
-    assert torch.equal(actor(state), actor(state))
-
-
 def test_hidden_items_keep_their_gaps():
     torch.manual_seed(0)
     actor = Actor(F, E, 8, encoder="ode", item_dropout=0.5).train()
@@ -157,8 +138,7 @@ def test_reads_the_times_of_a_log():
     assert not torch.allclose(ode(t.state), ode(timeless.gather(torch.arange(2)).state), atol=1e-3)
 
 
-def test_lesson_shows_how_to_tell_a_network_the_time(monkeypatch):
-    monkeypatch.setattr(networks, "ENCODERS", dict(networks.ENCODERS))
-    encoder, state = ode_lesson.FlatGaps(F, E), states(2, [0.0, 1.0, 30.0, 365.0])
-    assert encoder.out_size == F * (E + 2) and torch.equal(encoder(state)[:, :-F], state[:, :-F])
-    assert encoder(state)[0, -F:].tolist() == pytest.approx([0, math.log(2) / YEAR, math.log(31) / YEAR, 1])
+def test_lesson_shows_how_to_tell_a_network_the_time():
+    told, state = FlatGaps(F, E), states(2, [0.0, 1.0, 30.0, 365.0])
+    assert told.out_size == F * (E + 2) and torch.equal(told(state)[:, :-F], state[:, :-F])
+    assert told(state)[0, -F:].tolist() == pytest.approx([0, math.log(2) / YEAR, math.log(31) / YEAR, 1])

@@ -1,4 +1,4 @@
-"""The page in a real browser, with the service behind it: the shipped model if there is one, else an untrained one."""
+"""The page in a real browser, with the service behind it."""
 
 import json
 import os
@@ -7,22 +7,19 @@ from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from urllib.parse import urlsplit
 
-import pandas as pd
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from benchmarks.service import answer, free_port, service, write_model
+from helpers.agents import ship
 from helpers.files import DEFAULT_DATASET, build_dir, replacing, res_dir
 
-ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-             "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 HOSTILE = '<img src=x onerror="window.harmed=1"><b>Bold</b> & Sons'
 TITLES = ["Toy Story", "Fargo", "The Godfather", "Pulp Fiction", HOSTILE, "Unbreakable" * 9,
           *(f"Synthetic {number}" for number in range(7, 61))]
 IDS = ['it\'s "a" <b>b</b> \\ & c\n', 2 ** 53 + 1, "ünï שלום 🎬"]  # one beyond what a browser reads as a number
 WARNING = "On <i>ratings</i> it had never seen this policy ranked no better than a plain list (0.068 against 0.077)."
 KEY = "recnn.ratings.1"  # of the page in the browser's storage
-SETTLED = 10_000  # ms that anything on the page may take
 # Every text on show with its contrast to what is behind it, and the contrast of what is drawn
 CONTRASTS = """() => {
   const part = c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
@@ -51,14 +48,22 @@ def browser():
     if not path:
         pytest.skip("there is no Chromium here: `apt-get install chromium`, or set RECNN_CHROMIUM to the path of one")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=path)
         yield browser
         browser.close()
 
 
+@contextmanager
+def served(folder):
+    """Start the service on a model folder and yield its address."""
+    port = free_port()
+    with service(folder, port):
+        yield f"http://127.0.0.1:{port}"
+
+
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
-    """Return a model folder of sixty films in a small space."""
+    """Return a model folder of sixty films in a small space, rated in half stars."""
     folder = tmp_path_factory.mktemp("page") / "model"
     write_model(folder, len(TITLES), embed_size=8, frame_size=10, titles=TITLES)
     return folder
@@ -66,41 +71,24 @@ def untrained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small(untrained):
-    """Return the address of a service with the untrained model, rated in half stars."""
-    port = free_port()
-    with service(untrained, port):
-        yield f"http://127.0.0.1:{port}"
+    with served(untrained) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
-def odd(tmp_path_factory):
-    """Return the address of a service whose ids are text, whose titles are odd, and which warns of itself."""
-    folder = tmp_path_factory.mktemp("odd") / "model"
-    titles, ids = [HOSTILE, "", "x" * 3000, "\u202eevil", "🎬", *TITLES[5:]], [*IDS, *range(3, len(TITLES))]
-    own = pd.Series(ids, index=range(1, len(ids) + 1))
-    write_model(folder, len(ids), embed_size=8, frame_size=10, titles=titles, own=own)
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"warning": WARNING}))
-    port = free_port()
-    with service(folder, port):
-        yield f"http://127.0.0.1:{port}"
-
-
-@pytest.fixture(scope="module")
-def is_shipped():
-    """Say whether lesson 11 has written a model."""
-    return (build_dir(DEFAULT_DATASET) / "model" / "manifest.json").exists()
-
-
-@pytest.fixture(scope="module")
-def address(is_shipped, request):
-    """Return the address of a service with the shipped model if there is one."""
-    if not is_shipped:
-        yield request.getfixturevalue("small")
-        return
-    port = free_port()
-    with service(build_dir(DEFAULT_DATASET) / "model", port):
-        yield f"http://127.0.0.1:{port}"
+def odd(untrained, tmp_path_factory):
+    """Return the address of a service whose ids are text, whose titles are odd, with whole stars and a warning."""
+    folder = shutil.copytree(untrained, tmp_path_factory.mktemp("odd") / "model")
+    items, manifest = (json.loads((folder / name).read_text()) for name in ("items.json", "manifest.json"))
+    titles = [HOSTILE, f"item {IDS[1]}", "x" * 3000, "\u202eevil", "🎬"]
+    for item, own, title in zip(items, [*IDS, 4, 5], titles, strict=False):  # the first five items
+        item.update(id=own, title=title)
+    (folder / "items.json").write_text(json.dumps(items))
+    manifest["files"]["items.json"] = ship.describe(folder)["items.json"]
+    manifest |= {"warning": WARNING, "rating": {"low": 1, "high": 5, "step": 1}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with served(folder) as address:
+        yield address
 
 
 @contextmanager
@@ -110,9 +98,10 @@ def visit(browser, address: str, stored: dict | None = None, faults: tuple[str, 
     Args:
         stored: what the browser has kept from before.
         faults: beginnings of the console's errors that are part of the test.
+        options: of the browser's context; it moves nothing unless they say so.
     """
-    context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}} | options)
-    context.set_default_timeout(SETTLED)
+    context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, "reduced_motion": "reduce"} | options)
+    context.set_default_timeout(10_000)
     page, errors, hosts = context.new_page(), [], set()
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -132,21 +121,18 @@ def slate(page: Page) -> list[str]:
     return page.locator("#slate li").evaluate_all("rows => rows.map(row => row.dataset.id)")
 
 
-def proto(page: Page) -> str:
-    return page.locator("#map").get_attribute("data-proto")
-
-
 def settled(page: Page) -> tuple[list[str], str]:
     """Return slate and proto-action once both are those that the service answers to the ratings on the page."""
     history = page.evaluate("rated().map(({item_id, rating}) => ({item_id, rating}))")
     beta = float(page.locator("#beta").input_value())
     asked = json.dumps({"history": history, "beta": beta}).encode()
     answered = answer(int(page.evaluate("location.port")), asked)
-    place = answered["proto_action"]
+    place, ids = answered["proto_action"], [str(item["item_id"]) for item in answered["slate"]]
     expected = f"{place['x']:.4f} {place['y']:.4f}" if place else ""
+    page.wait_for_function("ids => slate.map(item => String(item.item_id)).join() === ids", arg=",".join(ids))
     expect(page.locator("#map")).to_have_attribute("data-proto", expected)
-    assert slate(page) == [str(item["item_id"]) for item in answered["slate"]]
-    return slate(page), proto(page)
+    assert slate(page) == ids
+    return ids, expected
 
 
 def search(page: Page, text: str) -> None:
@@ -165,26 +151,28 @@ def rows(page: Page) -> list[str]:
     return page.locator("#rated .title").all_inner_texts()
 
 
-def test_ratings_by_mouse_and_by_keyboard_change_the_slate_and_move_the_proto_action(browser, address):
-    with visit(browser, address) as page:
+def test_ratings_by_mouse_and_by_keyboard_change_the_slate_and_move_the_proto_action(browser, small):
+    with visit(browser, small) as page:
         expect(page.locator("#note")).to_contain_text("no ratings yet")
         seen = [settled(page)]
         assert seen[0][1] == "" and page.locator(".mark.new, .mark.up, .mark.down").count() == 0
+        newest = page.locator("#rated li").first
 
-        for text, title, place in (("toy sto", "Toy Story", 4), ("GODF", "The Godfather", 0)):  # by mouse
+        for text, title, stars in (("toy sto", "Toy Story", "2.5 stars"), ("GODF", "The Godfather", "0.5 stars")):
             search(page, text)
             page.locator("#options li").first.click()
-            row = page.locator("#rated li").first
-            expect(row.locator(".title")).to_contain_text(title)
-            inputs = row.get_by_role("radio")
-            inputs.nth(place).click()
-            expect(inputs.nth(place)).to_be_checked()
+            expect(newest.locator(".title")).to_contain_text(title)
+            group = newest.get_by_role("radiogroup", name=f"Your rating of {title}")
+            group.get_by_role("radio", name=stars, exact=True).click()
+            expect(group.get_by_role("radio", name=stars, exact=True)).to_be_checked()
             seen.append(settled(page))
+        halves = newest.get_by_role("radio").evaluate_all("all => all.map(one => Number(one.value))")
+        assert halves == [step / 2 for step in range(1, 11)]
 
         first = page.locator("#slate li").filter(has_not_text="Pulp Fiction").first  # in the slate itself
         title = first.locator(".title").inner_text().split("\n")[0]
         first.get_by_role("radio", name="4 stars", exact=True).click()
-        expect(page.locator("#rated li").first.get_by_role("radio", name="4 stars", exact=True)).to_be_focused()
+        expect(newest.get_by_role("radio", name="4 stars", exact=True)).to_be_focused()
         assert title.startswith(rows(page)[0])
         seen.append(settled(page))
 
@@ -200,29 +188,33 @@ def test_ratings_by_mouse_and_by_keyboard_change_the_slate_and_move_the_proto_ac
         page.keyboard.press("4")
         seen.append(settled(page))
         page.keyboard.press("ArrowLeft")
-        step = page.evaluate("health.rating.step")
-        expect(page.locator("#rated li").first.locator(f"input[value='{4 - step:g}']")).to_be_checked()
+        expect(newest.locator("input[value='3.5']")).to_be_checked()
         seen.append(settled(page))
         page.keyboard.press("Enter")
         expect(page.locator("#search")).to_be_focused()
 
-        slates = [chosen for chosen, _ in seen]
+        slates = [ids for ids, _ in seen]
         assert all(old != new for old, new in pairwise(slates[:-1]))  # half a star less may change no order
         assert len({place for _, place in seen}) == len(seen)
         mine = page.locator("#rated li").evaluate_all("all => all.map(row => row.dataset.id)")
         assert len(mine) == 4 and not set(slates[-1]) & set(mine)
-        expect(page.locator("#says")).to_contain_text("The slate")
-        assert page.locator("#slate .why").first.inner_text().startswith("most like ")
-        assert "worth" in page.locator("#slate .why").first.inner_text()
+        why = page.locator("#slate .why").first.inner_text()
+        assert why.startswith("most like ") and "worth" in why
 
 
-def test_changes_are_marked_as_they_are(browser, address):
+def test_changes_are_marked_as_they_are_and_the_critic_weight_makes_some(browser, small):
     kinds = set()
-    with visit(browser, address) as page:
+    with visit(browser, small) as page:
         before = settled(page)[0]
-        for text, stars in (("toy sto", "5"), ("pulp f", "5"), ("far", "1"), ("godf", "4")):
-            rate(page, text, stars)
+        for text, stars in (("toy sto", "5"), ("pulp f", "5"), ("far", "1"), ("godf", "4"), (None, None)):
+            if text:
+                rate(page, text, stars)
+            else:
+                page.locator("#beta").focus()
+                page.keyboard.press("End")
+                expect(page.locator("#beta-says")).to_have_text("β = 3")
             after = settled(page)[0]
+            assert after != before
             moved = [before.index(item) - i if item in before else None for i, item in enumerate(after)]
             marks = page.locator("#slate .mark").evaluate_all(
                 "all => all.map(one => one.querySelector('.hidden')?.textContent ?? '')")
@@ -235,25 +227,25 @@ def test_changes_are_marked_as_they_are(browser, address):
     assert kinds >= {"new", "up", "down"}
 
 
-def test_the_proto_action_is_drawn_where_it_is_and_its_move_can_be_watched(browser, address):
+@pytest.mark.parametrize("motion", ["no-preference", "reduce"])
+def test_the_proto_action_is_drawn_where_it_is_and_its_move_can_be_watched(browser, small, motion):
     ring = """place => { const [x, y] = spot(place).map(Math.floor), around = [[9, 0], [0, 9], [-9, 0], [0, -9]];
                          return around.every(([right, down]) =>
                            brush.getImageData(x + right, y + down, 1, 1).data.join() === "184,68,12,255"); }"""
     watch = """() => { const seen = window.seen = new Set();
                        const look = () => { seen.add(canvas.dataset.proto); requestAnimationFrame(look); }; look(); }"""
-    for motion in ("no-preference", "reduce"):
-        with visit(browser, address, reduced_motion=motion) as page:
-            rate(page, "toy sto", "5")
-            old = [float(part) for part in settled(page)[1].split()]
-            page.evaluate(watch)
-            rate(page, "pulp f", "1")
-            new = [float(part) for part in settled(page)[1].split()]
-            assert (page.evaluate("seen.size") > 2) == (motion == "no-preference")
-            assert page.evaluate(ring, new) and not page.evaluate(ring, old)  # of the colour --move
+    with visit(browser, small, reduced_motion=motion) as page:
+        rate(page, "toy sto", "5")
+        old = [float(part) for part in settled(page)[1].split()]
+        page.evaluate(watch)
+        rate(page, "pulp f", "1")
+        new = [float(part) for part in settled(page)[1].split()]
+        assert (page.evaluate("seen.size") > 2) == (motion == "no-preference")
+        assert page.evaluate(ring, new) and not page.evaluate(ring, old)  # of the colour --move
 
 
-def test_a_reload_keeps_the_ratings_and_removing_and_clearing_can_be_undone(browser, address):
-    with visit(browser, address) as page:
+def test_a_reload_keeps_the_ratings_and_removing_and_clearing_can_be_undone(browser, small):
+    with visit(browser, small) as page:
         for text, stars in (("toy sto", "5"), ("godf", "2"), ("far", "4")):
             rate(page, text, stars)
         kept, (chosen, place) = rows(page), settled(page)
@@ -271,14 +263,19 @@ def test_a_reload_keeps_the_ratings_and_removing_and_clearing_can_be_undone(brow
         assert (rows(page), settled(page)[1]) == ([], "")
         page.keyboard.press("Enter")
         assert (rows(page), settled(page)) == (kept, (chosen, place))
-        page.reload()
-        expect(page.locator("#rated li")).to_have_count(3)
 
 
-def test_damaged_storage_starts_an_empty_list_that_works(browser, small):
-    with visit(browser, small) as page:
-        for stored in ("{no json", "[1, 2]", "null", '"text"', '{"synthetic": 5}'):
-            page.evaluate(f"text => localStorage.setItem({KEY!r}, text)", stored)
+def test_stored_ratings_that_are_damaged_are_left_out_and_the_rest_is_used(browser, small):
+    def one(item_id, rating, title="Film"):
+        return {"item_id": item_id, "title": title, "rating": rating}
+    bad = [one(10**6, 5), one(1, 6), one(2, "5"), one(3, None), one(4, 3.3), {"item_id": 5}, None, one([6], 4),
+           one(7, 4, title=8), one(11, 1)]
+    with visit(browser, small, {"synthetic": [one(11, 4.5), *bad, one(12, 0.5)], "other": [one(1, 5)]}) as page:
+        assert page.evaluate("rated().map(one => [one.item_id, one.rating])") == [[11, 4.5], [12, 0.5]]
+        expect(page.locator("#toast")).to_contain_text("10 stored ratings do not fit")
+        settled(page)
+        for text in ("{no json", "[1, 2]", "null", '"text"', '{"synthetic": 5}'):
+            page.evaluate(f"text => localStorage.setItem({KEY!r}, text)", text)
             page.reload()
             expect(page.locator("#slate li")).to_have_count(10)
             assert page.evaluate("ratings") == []
@@ -288,35 +285,12 @@ def test_damaged_storage_starts_an_empty_list_that_works(browser, small):
         expect(page.locator("#rated li")).to_have_count(1)
 
 
-def test_stored_ratings_that_do_not_fit_are_left_out_and_the_rest_is_used(browser, small):
-    def one(item_id, rating, title="Film"):
-        return {"item_id": item_id, "title": title, "rating": rating}
-    bad = [one(10**6, 5), one(1, 6), one(2, "5"), one(3, None), one(4, 3.3), {"item_id": 5}, None, one([6], 4),
-           one(7, 4, title=8), one(11, 1)]
-    with visit(browser, small, {"synthetic": [one(11, 4.5), *bad, one(12, 0.5)], "other": [one(1, 5)]}) as page:
-        assert page.evaluate("rated().map(one => [one.item_id, one.rating])") == [[11, 4.5], [12, 0.5]]
-        expect(page.locator("#toast")).to_contain_text("10 stored ratings do not fit")
-        settled(page)
-
-
 def test_of_a_long_history_the_page_says_what_the_slate_follows(browser, small):
     stored = [{"item_id": item, "title": f"Film {item}", "rating": 4} for item in range(11, 24)]
     with visit(browser, small, {"synthetic": stored}) as page:
         shown = page.locator("#rated li").evaluate_all("all => all.map(row => row.dataset.id ?? row.textContent)")
         assert shown[:10] == [str(item) for item in range(23, 13, -1)] and shown[11:] == ["13", "12", "11"]
-        assert "follows the 10 above" in shown[10]
-        assert not {"11", "12", "13"} & set(settled(page)[0])
-
-
-def test_the_critic_weight_reorders_the_slate(browser, address):
-    with visit(browser, address) as page:
-        rate(page, "toy sto", "5")
-        quiet = settled(page)[0]
-        page.locator("#beta").focus()
-        page.keyboard.press("End")
-        expect(page.locator("#beta-says")).to_have_text("β = 3")
-        page.wait_for_function("old => slate.map(item => item.item_id).join() !== old", arg=",".join(quiet))
-        settled(page)
+        assert "follows the 10 above" in shown[10] and not {"11", "12", "13"} & set(settled(page)[0])
 
 
 def test_a_service_that_is_down_is_said_and_comes_back_by_itself(browser, untrained):
@@ -324,14 +298,12 @@ def test_a_service_that_is_down_is_said_and_comes_back_by_itself(browser, untrai
     with ExitStack() as running:
         running.enter_context(service(untrained, port))
         with visit(browser, f"http://127.0.0.1:{port}", faults=("Failed to load resource",)) as page:
-            rate(page, "toy sto", "5")
-            settled(page)
             search(page, "far")
             running.close()
             page.keyboard.press("Enter")  # found while it was there, rated while it is not
             page.keyboard.press("3")
             expect(page.get_by_role("alert")).to_contain_text("The service does not answer. Your ratings are kept")
-            assert len(rows(page)) == 2
+            assert len(rows(page)) == 1
             running.enter_context(service(untrained, port))
             expect(page.locator("#trouble")).to_be_hidden(timeout=15_000)
             settled(page)
@@ -349,14 +321,18 @@ def test_a_refusal_is_shown_in_the_services_own_words(browser, small):
         settled(page)
 
 
-def test_ids_and_titles_are_text_whatever_they_hold(browser, odd):
+def test_ids_titles_and_the_warning_are_text_whatever_they_hold(browser, odd):
     ids = [str(item_id) for item_id in IDS]
     with visit(browser, odd) as page:
+        note = page.get_by_role("note")
+        expect(note).to_have_text(WARNING)
+        assert note.bounding_box()["y"] < page.locator("main").bounding_box()["y"] < 250
+
         search(page, "bold sons")
         expect(page.locator("#options li").first).to_contain_text(HOSTILE)
         page.keyboard.press("Enter")
         page.keyboard.press("5")
-        rate(page, str(IDS[1]), "4")  # without a title, an item has its id for one
+        rate(page, str(IDS[1]), "4")  # without a title, lesson 11 gives an item its id for one
         rate(page, "xxx", "2")
         settled(page)
         assert page.evaluate("ratings.map(one => one.item_id)") == ids
@@ -365,53 +341,31 @@ def test_ids_and_titles_are_text_whatever_they_hold(browser, odd):
         assert page.evaluate("named({item_id: 7, title: ' \\u200b\\u202e'}).title") == "item 7"
         page.locator("#rated li").last.hover()
         expect(page.locator("#rated li.lit")).to_have_attribute("data-id", ids[0])
+        assert page.locator("#rated li").last.get_by_role("radio").count() == 5
 
         page.locator("#slate li").first.get_by_role("radio", name="3 stars", exact=True).click()
         expect(page.locator("#rated li")).to_have_count(4)
         page.reload()
         expect(page.locator("#rated .title")).to_have_count(4)
-        settled(page)
         page.get_by_role("button", name=f"Remove {HOSTILE}").click()
         expect(page.locator("#toast")).to_contain_text(HOSTILE)
         settled(page)
         assert page.evaluate("ratings.map(one => one.item_id)")[:2] == ids[1:]
-        assert page.locator("img, b:not(details b), i").count() == 0
-        assert page.evaluate("window.harmed === undefined")
-
-
-def test_what_to_know_before_trusting_it_is_said_at_the_top(browser, odd, small):
-    with visit(browser, odd) as page:
-        note = page.get_by_role("note")
-        expect(note).to_have_text(WARNING)
-        assert note.bounding_box()["y"] < page.locator("main").bounding_box()["y"] < 250
-    with visit(browser, small) as page:
-        expect(page.locator("#warning")).to_be_hidden()
-
-
-def test_half_stars_where_ratings_have_them(browser, small):
-    with visit(browser, small) as page:
-        search(page, "toy")
-        page.keyboard.press("Enter")
-        group = page.locator("#rated").get_by_role("radiogroup", name="Your rating of Toy Story")
-        assert group.get_by_role("radio").evaluate_all("all => all.map(one => Number(one.value))") == \
-            [step / 2 for step in range(1, 11)]
-        group.get_by_role("radio", name="2.5 stars").click()
-        assert page.evaluate("rated().map(one => one.rating)") == [2.5]
-        settled(page)
+        assert page.locator("img, b:not(details b), i").count() == 0 and page.evaluate("window.harmed === undefined")
 
 
 def test_a_phone_needs_no_sideways_scrolling_and_its_targets_can_be_hit(browser, small):
     too_wide = "() => [...document.querySelectorAll('body *')].filter(node => node.getBoundingClientRect().right > " \
                "innerWidth + 0.5 && node.checkVisibility()).map(node => node.outerHTML.slice(0, 80))"
     with visit(browser, small, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True) as page:
+        expect(page.locator("#warning")).to_be_hidden()
         for text in ("unbreak", "toy sto", "godf", "far"):
             rate(page, text, "4")
         settled(page)
         page.get_by_role("button", name="Remove Fargo").tap()
         expect(page.locator("#toast")).to_be_visible()
         search(page, "s")
-        assert page.evaluate("document.documentElement.scrollWidth") == 360
-        assert page.evaluate(too_wide) == []
+        assert page.evaluate("document.documentElement.scrollWidth") == 360 and page.evaluate(too_wide) == []
         page.keyboard.press("Escape")
         heights = page.locator("button:visible, .stars:visible, #search, #beta").evaluate_all(
             "all => all.map(node => node.getBoundingClientRect().height)")
@@ -419,8 +373,8 @@ def test_a_phone_needs_no_sideways_scrolling_and_its_targets_can_be_hit(browser,
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_texts_and_marks_stand_out_in_light_and_dark(browser, address, scheme):
-    with visit(browser, address, color_scheme=scheme) as page:
+def test_texts_and_marks_stand_out_in_light_and_dark(browser, small, scheme):
+    with visit(browser, small, color_scheme=scheme) as page:
         for text, stars in (("toy sto", "5"), ("far", "2"), ("godf", "4")):
             rate(page, text, stars)
             settled(page)
@@ -436,15 +390,15 @@ def test_texts_and_marks_stand_out_in_light_and_dark(browser, address, scheme):
         assert (sum(map(int, ground[4:-1].split(","))) < 384) == (scheme == "dark")
 
 
-def test_a_picture_of_the_page(browser, address, is_shipped, tmp_path):
-    """Write res/page.png of the shipped model; a picture of an untrained one is looked at by nobody."""
-    path = (res_dir(DEFAULT_DATASET) if is_shipped else tmp_path) / "page.png"
-    with visit(browser, address) as page:
+def test_a_picture_of_the_page_with_the_shipped_model(browser):
+    model, path = build_dir(DEFAULT_DATASET) / "model", res_dir(DEFAULT_DATASET) / "page.png"
+    if not model.exists():
+        pytest.skip("lesson 11 has written no model here: make run")
+    with served(model) as address, visit(browser, address) as page:
         for text, stars in (("toy sto", "4"), ("godf", "5"), ("pulp f", "5"), ("far", "5")):
             rate(page, text, stars)
             settled(page)
         page.evaluate("document.activeElement.blur()")
-        page.wait_for_function("document.getAnimations().length === 0")
         with replacing(path) as beside:
             beside.write_bytes(page.screenshot())
     assert 20_000 < path.stat().st_size < 300_000

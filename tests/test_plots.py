@@ -15,19 +15,57 @@ def close():
     plt.close("all")
 
 
-def test_curves_draw_raw_faint_under_the_mean_and_label_the_axes():
-    log = pd.DataFrame({"loss": np.arange(100.0), "rare": [0.5 if i % 25 == 0 else np.nan for i in range(100)]})
-    figure = plots.curves(log, {"loss (nats)": {"loss": "training"}, "score": {"rare": "valid"}})
-    dense, sparse = figure.axes
-    assert dense.get_xlabel() == "training step" and dense.get_ylabel() == "loss (nats)"
-    raw, smooth = dense.lines
-    assert raw.get_alpha() == 0.25 and smooth.get_label() == "training"
-    assert smooth.get_ydata()[50] == pytest.approx(np.mean(np.arange(45, 55)))
-    assert len(sparse.lines[0].get_xdata()) == 4, "steps that did not log it are not drawn"
+def test_curves_draw_what_was_logged_at_its_steps_faint_under_its_running_mean():
+    step = np.arange(100) * 5
+    log = pd.DataFrame({"loss": np.arange(100.0) ** 2, "other": -np.arange(100.0)}, index=step)
+    log["rare"] = [i / 10 if i % 25 == 0 else np.nan for i in range(100)]
+    figure = plots.curves(log, {"loss (nats)": {"loss": "training", "other": "held out"}, "score": {"rare": "valid"},
+                                "none": {"rare": "again"}})
+    dense, sparse, third, spare = figure.axes
+    assert [axis.get_xlabel() for axis in (dense, sparse, third)] == ["training step"] * 3
+    assert [axis.get_ylabel() for axis in (dense, sparse, third)] == ["loss (nats)", "score", "none"]
+    assert third.get_visible() and not spare.get_visible()
+    assert [text.get_text() for text in dense.get_legend().get_texts()] == ["training", "held out"]
+    for raw, smooth, values, colour in zip(dense.lines[::2], dense.lines[1::2], (log["loss"], log["other"]),
+                                           ("C0", "C1"), strict=True):
+        assert raw.get_alpha() == 0.25 and smooth.get_alpha() is None
+        assert raw.get_color() == smooth.get_color() == colour
+        np.testing.assert_array_equal(raw.get_xdata(), step)
+        np.testing.assert_array_equal(raw.get_ydata(), values)
+        np.testing.assert_array_equal(smooth.get_xdata(), step)
+        for middle, mean in ((50, values.iloc[45:55].mean()), (0, values.iloc[:5].mean())):
+            assert smooth.get_ydata()[middle] == pytest.approx(mean)
+    for line in sparse.lines:  # few points are drawn as they are, and marked; steps that did not log it are left out
+        np.testing.assert_array_equal(line.get_xdata(), [0, 125, 250, 375])
+        np.testing.assert_array_equal(line.get_ydata(), [0, 2.5, 5, 7.5])
+    assert sparse.lines[0].get_marker() == "." and sparse.lines[0].get_alpha() == 1
+    assert dense.lines[0].get_marker() in ("", "None")
 
 
-def test_heat_maps_share_a_symmetric_scale_and_have_a_colour_bar():
-    figure = plots.heat_maps({"a": np.diag([1.0, -3]), "b": np.zeros((4, 4))}, "covariance", limit=2)
-    assert [axis.get_title() for axis in figure.axes[:2]] == ["a", "b"]
-    assert figure.axes[0].images[0].get_clim() == figure.axes[1].images[0].get_clim() == (-2, 2)
-    assert figure.axes[-1].get_ylabel() == "covariance"
+@pytest.mark.parametrize(("limit", "ends"), [(2, 2), (None, 3)])
+def test_heat_maps_draw_each_matrix_upright_on_one_symmetric_scale_with_one_colour_bar(limit, ends):
+    matrices = {"a": np.arange(4.0).reshape(2, 2) - 3, "b": np.ones((128, 128)), "c": np.eye(2)}
+    if limit is None:
+        matrices["b"] = np.full((2, 2), -3.0)
+    figure = plots.heat_maps(matrices, "covariance", columns=2, limit=limit)
+    *maps, spare, bar = figure.axes
+    assert [axis.get_title() for axis in maps] == ["a", "b", "c"] and not spare.get_visible()
+    for axis, matrix in zip(maps, matrices.values(), strict=True):
+        mesh, = axis.collections
+        np.testing.assert_array_equal(np.ravel(mesh.get_array()), matrix.ravel())
+        assert mesh.get_clim() == pytest.approx((-ends, ends)) and axis.get_aspect() == 1
+        assert axis.yaxis_inverted() and not axis.xaxis_inverted()  # the diagonal falls
+        assert mesh.get_cmap()(0.0)[2] > 0.3 > mesh.get_cmap()(0.0)[0]  # blue is below zero
+        assert axis.get_xlabel() == axis.get_ylabel() == "dimension"
+    assert bar.get_ylabel() == "covariance"
+    if limit:
+        for ticks in (maps[1].get_xticklabels(), maps[1].get_yticklabels()):
+            assert [tick.get_text() for tick in ticks] == ["0", "32", "64", "96"]
+
+
+def test_the_default_scale_leaves_out_a_few_extremes():
+    matrix = np.zeros((100, 100))
+    matrix[0, :60] = -1.0   # more than the 0.5 % beyond its ends
+    matrix[1, :10] = 50.0
+    mesh, = plots.heat_maps({"": matrix}, "").axes[0].collections
+    assert mesh.get_clim() == (-1, 1)

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers import evaluation, recommenders
+from helpers import recommenders
 from helpers.agents import ddpg
 from helpers.frames import Frames
+from helpers.networks import Actor, Critic
 from helpers.recommenders import UserHistory, fit_user_history
 
 ITEMS = np.eye(4, dtype=np.float32)
@@ -60,23 +61,48 @@ def test_a_memory_is_fitted_on_the_part_it_is_given_alone():
     assert torch.equal(one, fit_user_history(rows.assign(rating=1.0), IDS, ITEMS, 5.0).matrix)
 
 
-def test_both_recommenders_add_it_to_the_proto_action():
+def test_the_policy_adds_it_to_the_proto_action_and_is_asked_in_eval_mode():
     history, users = frames_of([(1, 10, 5.0), (1, 11, 4.0), (2, 12, 3.0), (2, 13, 2.0)]), np.array([1, 2])
     term = UserHistory(torch.eye(4).roll(1, dims=1), 3.0)
+
     def actor(state):
         return state[:, :4]
-
-    def critic(): ...
-    critic.among = lambda state, actions: torch.zeros(actions.shape[:2])
     scores = recommenders.policy(actor, term)(history, users)
     by_hand = (history.last_states(users)[:, :4] + term(history, users)) @ history.items.T
     assert torch.equal(scores, by_hand)
-    plain = recommenders.policy(actor)(history, users)
-    assert not torch.equal(scores.argsort(), plain.argsort())
-    reranked = ddpg.wolpertinger(history, users, actor=actor, critic=critic, k=2, beta=0.5,
-                                                   term=term)
-    masked = evaluation.mask_seen(by_hand, history, users)
-    assert reranked.argmax(dim=1).tolist() == masked.argmax(dim=1).tolist()
+    assert not torch.equal(scores.argsort(), recommenders.policy(actor)(history, users).argsort())
+    network = Actor(1, 4, 8, dropout=0.9)
+    for training in (True, False):
+        network.train(training)
+        assert torch.equal(recommenders.policy(network)(history, users), recommenders.policy(network)(history, users))
+        assert network.training == training
+
+
+@pytest.mark.parametrize(("beta", "order"), [(0.0, [3, 2, 0, 1, 4]), (0.1, [3, 2, 0, 1, 4]), (10.0, [0, 3, 2, 1, 4]),
+                                             (torch.inf, [0, 3, 2, 1, 4])])
+def test_candidates_stand_on_top_in_the_order_of_policy_and_critic(beta, order):
+    log_p, candidates = torch.tensor([[0.10, 0.05, 0.30, 0.54, 0.01]]).log(), torch.tensor([[3, 2, 0]])
+    q = torch.tensor([[2.0, 1.0, 6.0]])
+    scores = ddpg.rerank(log_p, q, candidates, beta)
+    assert scores.argsort(descending=True)[0].tolist() == order
+    z = (q - 3) / 7 ** 0.5  # the standard deviation of 2, 1 and 6
+    torch.testing.assert_close(scores.gather(1, candidates),
+                               z if beta == torch.inf else log_p.gather(1, candidates) + beta * z)
+    alike = ddpg.rerank(log_p, torch.ones(1, 3), candidates, 1.0)  # a critic that cannot tell says nothing
+    torch.testing.assert_close(alike.gather(1, candidates), log_p.gather(1, candidates))
+
+
+def test_the_critic_chooses_among_the_best_unseen_items_of_actor_and_history():
+    history, users = frames_of([(1, 10, 4.0), (1, 10, 5.0), (2, 13, 2.0), (2, 13, 1.0)]), np.array([1, 2])
+    term, critic = UserHistory(torch.arange(16.0).reshape(4, 4).sin(), 3.0, 0.5), Critic(1, 4, 8)
+    with torch.no_grad():
+        state, scores = history.last_states(users), term(history, users)  # of items that are unit vectors
+        scores[[0, 1], [0, 3]] = -torch.inf                                # and their seen one
+        best = scores.topk(2).indices
+        order = critic.among(state, history.items[best]).argsort(descending=True)
+    found = ddpg.wolpertinger(history, users, actor=lambda state: torch.zeros(2, 4), critic=critic, k=2, beta=torch.inf,
+                              term=term)
+    assert torch.equal(found.topk(2).indices, best.gather(1, order))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,22 +23,19 @@ import pyarrow.fs
 import pyarrow.parquet
 import torch
 from torch import distributed
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from helpers import training
 from helpers.files import PROJECT, DataError
-from helpers.frames import Frames
+from helpers.frames import Frames, matrix_hash
 
 COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
-MANIFEST = "shards.json"
+MANIFEST, SHARD = "shards.json", "shard-{:05d}.parquet"
 HOW_TO_GET_IT = "Ray is not installed: `pip install -r requirements-ray.txt`, then run this again"
 
 
 def ray() -> ModuleType:
-    """Return the module, or say how to get it.
-
-    Raises:
-        DataError: if Ray is not installed.
-    """
+    """Return the module; DataError, saying how to get it, if Ray is not installed."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
                    "RAY_DATA_LOG_LEVEL": "ERROR", "RAY_worker_niceness": "0"}  # workers compete as equals
     if find_spec("ray") is None:
@@ -50,11 +46,7 @@ def ray() -> ModuleType:
 
 
 def chosen_workers() -> int:
-    """Return how many workers this run may use: `WORKERS` of `make run`, or 2.
-
-    Raises:
-        DataError: if it is not a whole number from 1.
-    """
+    """Return how many workers this run may use: `WORKERS` of `make run`, or 2; DataError unless a number from 1."""
     chosen = os.environ.get("RECNN_WORKERS") or "2"
     if not chosen.isdecimal() or int(chosen) < 1:
         raise DataError(f"WORKERS={chosen} is not a number of workers: give a whole number from 1")
@@ -66,10 +58,7 @@ def connected(n_nodes: int, store: int = 256 << 20) -> Iterator[ModuleType]:
     """Yield Ray, connected to the cluster at RAY_ADDRESS, or to one of `n_nodes` made here and ended with the block.
 
     A node made here has one core and an object store of `store` bytes: the same protocols as between machines, and
-    no more speed than this machine has.
-
-    Raises:
-        DataError: if Ray is not installed, or no cluster answers at RAY_ADDRESS.
+    no more speed than this machine has. DataError if Ray is not installed, or no cluster answers at RAY_ADDRESS.
     """
     engine, local = ray(), None
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -109,48 +98,38 @@ def in_order(log: pa.Table) -> pa.Table:
 
 
 def shard_ratings(source: str | Path, folder: str | Path, n_shards: int) -> pd.DataFrame:
-    """Bring each user's ratings together: Parquet → Ray Data → n_shards Parquet files, one beside the other.
+    """Bring each user's ratings together: Parquet → Ray Data → n_shards Parquet files; return what each has.
 
     No user is in two shards. Where ratings share their second, a shard keeps the order of a column `place` (the row's
     place in the log as it came) if there is one, else that of item ids and stars: parts have no order among each other.
 
     Args:
         source: folder of Parquet files, or an object store's address (s3://, gs://): `COLUMNS`, and maybe `place`.
-        folder: where the shards go, and a manifest when all are there; likewise.
-
-    Returns:
-        One row a shard: `shard`, `users`, `ratings`.
-
-    Raises:
-        DataError: if there is nothing at `source`, or it lacks a column.
+            DataError if there is nothing, or it lacks a column.
+        folder: where the shards go, and when all are there a manifest, which is what is returned: one row a shard,
+            `shard`, `users`, `ratings`.
     """
-    data = ray().data
-    source, folder = _address(source), _address(folder)
+    data, (filesystem, path) = ray().data, _place(folder)
     try:
-        names = pyarrow.dataset.dataset(source, format="parquet").schema.names
+        names = pyarrow.dataset.dataset(_address(source), format="parquet").schema.names
     except (FileNotFoundError, pa.ArrowInvalid) as error:
         raise DataError(f"no Parquet files to read at {source} ({str(error).splitlines()[0]})") from error
     lacking = [name for name in COLUMNS if name not in names]
     if lacking:
         raise DataError(f"the ratings at {source} lack {', '.join(lacking)}; they have {', '.join(names)}")
-    columns = [*COLUMNS, *(["place"] if "place" in names else [])]
 
     def add_shard(batch: pa.Table) -> pa.Table:
         return batch.append_column("shard", pa.array(shard_of(batch["user_id"].to_numpy(), n_shards)))
 
     def write(group: pa.Table) -> pa.Table:
-        k = group["shard"][0].as_py()
-        table = in_order(group)
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
-        pyarrow.parquet.write_table(table, f"{path}/.{_name(k)}.part", filesystem=filesystem)
-        filesystem.move(f"{path}/.{_name(k)}.part", f"{path}/{_name(k)}")
-        return pa.table({"shard": [k], "users": [len(table["user_id"].unique())], "ratings": [len(table)]})
+        k, users = group["shard"][0].as_py(), group["user_id"].unique()
+        pyarrow.parquet.write_table(in_order(group), f"{path}/{SHARD.format(k)}", filesystem=filesystem)
+        return pa.table({"shard": [k], "users": [len(users)], "ratings": [len(group)]})
 
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
     filesystem.create_dir(path)
     with contextlib.suppress(FileNotFoundError):  # from here on the old shards are not whole
         filesystem.delete_file(f"{path}/{MANIFEST}")
-    ratings = data.read_parquet(source).select_columns(columns)
+    ratings = data.read_parquet(_address(source)).select_columns([*COLUMNS, *(["place"] if "place" in names else [])])
     made = ratings.map_batches(add_shard, batch_format="pyarrow").groupby("shard", num_partitions=n_shards) \
         .map_groups(write, batch_format="pyarrow").to_pandas().sort_values("shard", ignore_index=True)
     with filesystem.open_output_stream(f"{path}/{MANIFEST}") as file:
@@ -162,17 +141,13 @@ def _address(path: str | Path) -> str:
     return str(path) if "://" in str(path) else Path(path).resolve().as_uri()
 
 
-def _name(k: int) -> str:
-    return f"shard-{k:05d}.parquet"
+def _place(folder: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
+    return pyarrow.fs.FileSystem.from_uri(_address(folder))
 
 
 def manifest(folder: str | Path) -> pd.DataFrame:
-    """Return what `shard_ratings` returned for a folder.
-
-    Raises:
-        DataError: if it has not filled the folder.
-    """
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(_address(folder))
+    """Return what `shard_ratings` returned for a folder; DataError if it has not filled the folder."""
+    filesystem, path = _place(folder)
     try:
         with filesystem.open_input_stream(f"{path}/{MANIFEST}") as file:
             return pd.DataFrame(json.loads(file.read()))
@@ -183,21 +158,17 @@ def manifest(folder: str | Path) -> pd.DataFrame:
 def read_shards(folder: str | Path, rank: int = 0, n_workers: int = 1) -> pd.DataFrame:
     """Return the ratings of every n_workers-th shard from number `rank` on: what one worker trains on.
 
-    Raises:
-        DataError: if a shard, or the manifest, is missing, or a shard has not all its ratings.
+    DataError if the manifest is missing, a shard has not all its ratings, or there is none for this worker.
     """
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(_address(folder))
-    shards = manifest(folder)
-    parts = []
+    (filesystem, path), shards, parts = _place(folder), manifest(folder), []
     for k, n_ratings in shards[["shard", "ratings"]].iloc[rank::n_workers].itertuples(index=False):
-        try:
-            parts.append(pyarrow.parquet.read_table(f"{path}/{_name(k)}", filesystem=filesystem).to_pandas())
-        except (FileNotFoundError, pa.ArrowInvalid) as error:
-            raise DataError(f"{path}/{_name(k)} is missing or damaged: its {n_ratings:,} ratings would be lost; "
-                            f"call shard_ratings again") from error
-        if len(parts[-1]) != n_ratings:
-            raise DataError(f"{path}/{_name(k)} holds {len(parts[-1]):,} ratings where the manifest counts "
-                            f"{n_ratings:,}: call shard_ratings again")
+        table = ()
+        with contextlib.suppress(FileNotFoundError, pa.ArrowInvalid):
+            table = pyarrow.parquet.read_table(f"{path}/{SHARD.format(k)}", filesystem=filesystem)
+        if len(table) != n_ratings:
+            raise DataError(f"{path}/{SHARD.format(k)} is missing or damaged, with {len(table):,} of its "
+                            f"{n_ratings:,} ratings: call shard_ratings again")
+        parts.append(table.to_pandas())
     if not parts:
         raise DataError(f"{path} has {len(shards)} shards, none for worker {rank + 1} of {n_workers}: "
                         f"make more shards than workers")
@@ -207,20 +178,19 @@ def read_shards(folder: str | Path, rank: int = 0, n_workers: int = 1) -> pd.Dat
 def share(matrix: np.ndarray) -> Any:
     """Put an item matrix into the object store, where a node keeps one copy for all its workers; return the reference.
 
-    Raises:
-        DataError: if it does not fit into the store of every node.
+    DataError if it does not fit into the store of every node.
     """
-    engine = ray()
-    stores = [node["Resources"].get("object_store_memory", 0) for node in engine.nodes() if node["Alive"]]
-    matrix = np.ascontiguousarray(matrix, dtype=np.float32)
-    if matrix.nbytes > min(stores):
-        raise DataError(f"the item matrix takes {matrix.nbytes / 1e6:,.0f} MB and the smallest object store of the "
-                        f"cluster holds {min(stores) / 1e6:,.0f} MB: start Ray with a larger object_store_memory")
+    engine, matrix = ray(), np.ascontiguousarray(matrix, dtype=np.float32)
+    store = min(node["Resources"].get("object_store_memory", 0) for node in engine.nodes() if node["Alive"])
+    too_large = DataError(f"the item matrix of {matrix.nbytes / 1e6:,.0f} MB does not fit into the object store, whose "
+                          f"smallest holds {store / 1e6:,.0f} MB on its node: free what the cluster holds, or start "
+                          f"Ray with a larger object_store_memory")
+    if matrix.nbytes > store:
+        raise too_large
     try:
         return engine.put(matrix)
     except (engine.exceptions.ObjectStoreFullError, engine.exceptions.OutOfDiskError) as error:
-        raise DataError(f"the object store is full: the item matrix of {matrix.nbytes / 1e6:,.0f} MB did not fit; "
-                        f"free what the cluster holds, or start Ray with a larger object_store_memory") from error
+        raise too_large from error
 
 
 def shared_frames(ratings: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, frame_size: int,
@@ -228,9 +198,7 @@ def shared_frames(ratings: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarra
     """Return Frames whose item matrix is the node's own copy, of which `Frames` alone would keep another."""
     frames = Frames(ratings, item_ids, matrix, frame_size, device)
     if frames.device.type == "cpu":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the store's memory is read-only, and nobody writes to it
-            frames.items = torch.from_numpy(matrix)
+        frames.items = torch.from_numpy(matrix)  # the store's memory is read-only, and nobody writes to it
     return frames
 
 
@@ -242,84 +210,63 @@ def average_gradients(agent: dict[str, Any]) -> None:
     """
     def average(optimiser: torch.optim.Optimizer, *_: Any) -> None:
         gradients = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        distributed.all_reduce(flat)
-        means = (flat / distributed.get_world_size()).split([gradient.numel() for gradient in gradients])
-        for gradient, mean in zip(gradients, means, strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        total = parameters_to_vector(gradients)
+        distributed.all_reduce(total)
+        vector_to_parameters(total / distributed.get_world_size(), gradients)
 
     for part in agent.values():
         if isinstance(part, torch.optim.Optimizer):
             part.register_step_pre_hook(average)
 
 
-class RayCheckpoint:
-    """Where `training.fit` keeps its last copy on a cluster: every worker's own, in one checkpoint of Ray Train.
+def _last_copy(agent: dict[str, Any], rank: int, n: int, items: str) -> dict[str, Any] | None:
+    """Return this worker's copy in the last checkpoint of Ray Train, or None if there is no checkpoint yet.
 
     With as many workers as before, each goes on as if nothing had happened. With another number the shards are dealt
     anew: each worker takes worker 0's networks and step, and begins with an order, priorities and dropout of its own.
     """
-
-    def __init__(self, agent: dict[str, Any]):
-        self.train, self.agent = ray().train, agent
-        self.rank, self.n = self.train.get_context().get_world_rank(), self.train.get_context().get_world_size()
-        self.run, self.step = {}, 0
-
-    def __str__(self) -> str:
-        return "the checkpoint of Ray Train"
-
-    def read(self, run: dict[str, Any]) -> dict[str, Any] | None:
-        self.run, checkpoint = run, self.train.get_checkpoint()
-        if checkpoint is None:
-            return None
-        with checkpoint.as_directory() as folder:
-            files = sorted(Path(folder).glob("worker-*.pt"))
-            same = len(files) == self.n
-            kept = torch.load(files[self.rank if same else 0], map_location="cpu", weights_only=True)
-        if kept["run"]["items"] != run["items"]:
-            raise DataError("the checkpoint was made with another item matrix: train under another name, or with the "
-                            "matrix it was made with")
-        if not same:
-            own = training.snapshot({name: part for name, part in self.agent.items() if name == "replay"})
-            kept |= {"run": run, "parts": kept["parts"] | own}
-        self.step = kept["step"]
-        return kept
-
-    def write(self, kept: dict[str, Any]) -> None:
-        numbers = {name: value for row in kept["rows"][-1:] for name, value in row.items()}
-        with tempfile.TemporaryDirectory() as folder:
-            torch.save(kept, Path(folder) / f"worker-{self.rank:05d}.pt")
-            self.train.report(numbers | {"step": kept["step"], "workers": self.n},
-                              checkpoint=self.train.Checkpoint.from_directory(folder))
-        self.step = kept["step"]
-
-    def done(self) -> None:
-        """Keep the last copy: it is what the driver gets."""
+    checkpoint = ray().train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        files = sorted(Path(folder).glob("worker-*.pt"))
+        kept = torch.load(files[rank if len(files) == n else 0], map_location="cpu", weights_only=True)
+    if kept.pop("items") != items:
+        raise DataError("the checkpoint was made with another item matrix: leave out `resume`, or train with the "
+                        "matrix it was made with")
+    if len(files) != n:
+        kept["parts"] |= training.snapshot({name: part for name, part in agent.items() if name == "replay"})
+    return kept
 
 
 def _worker(config: dict[str, Any]) -> None:
     """Train as one of several: what Ray Train runs in every worker."""
     engine = ray()
-    rank, n = engine.train.get_context().get_world_rank(), engine.train.get_context().get_world_size()
+    train, context = engine.train, engine.train.get_context()
+    rank, n = context.get_world_rank(), context.get_world_size()
     frames = shared_frames(read_shards(config["folder"], rank, n), config["item_ids"], engine.get(config["matrix"]),
-                           config["frame_size"], engine.train.torch.get_device())
+                           config["frame_size"], train.torch.get_device())
     update, agent, options = config["make"](frames)
     average_gradients(agent)
-    options, keeper = config["fit"] | options, RayCheckpoint(agent)
+    options, items = config["fit"] | options, matrix_hash(frames.items)
     torch.manual_seed(1000 * options.get("seed", 0) + rank)  # each drops other units
-    log = training.fit(update, frames, agent, batch_size=-(-config["batch_size"] // n), desc="together",
-                       checkpoint=keeper, **options)
-    if keeper.step < options["max_steps"]:
-        keeper.write({"run": keeper.run, "step": options["max_steps"], "parts": training.snapshot(agent),
-                      "rows": log.reset_index().to_dict("records")})
+
+    def keep(kept: dict[str, Any]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(kept | {"items": items}, Path(folder) / f"worker-{rank:05d}.pt")
+            train.report(kept["rows"][-1] | {"workers": n}, checkpoint=train.Checkpoint.from_directory(folder))
+
+    training.fit(update, frames, agent, batch_size=-(-config["batch_size"] // n), desc="together",
+                 start=_last_copy(agent, rank, n, items), keep=keep, **options)
 
 
 def train_together(make: Callable[[Frames], tuple[Callable, dict, dict]], folder: str | Path, item_ids: np.ndarray,
                    matrix: Any, n_workers: int, *, frame_size: int, batch_size: int, max_steps: int,
                    storage: str | Path, name: str, use_gpu: bool = False, max_failures: int = 3,
-                   **fit: Any) -> tuple[dict[str, Any], pd.DataFrame]:
+                   resume: bool = False, **fit: Any) -> tuple[dict[str, Any], pd.DataFrame]:
     """Train one agent with Ray Train, data parallel: each worker on its shards, every step by the mean gradient.
 
+    Return the states of the agent's parts at the last step, and the rows that worker 0 has logged.
     When a worker is lost, all go on from the last checkpoint. When a node is, they wait for another in its place (a
     minute, or RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S); if none comes, as many go on as there is room for.
 
@@ -328,13 +275,11 @@ def train_together(make: Callable[[Frames], tuple[Callable, dict, dict]], folder
         folder: what `shard_ratings` filled, seen by all nodes.
         matrix: what `share` returned.
         batch_size: of a step, of all workers together.
-        storage: folder or object store that all nodes see; checkpoints go to `storage/name`, and a run of that name
-            that ended early goes on there.
+        storage: folder or object store that all nodes see; checkpoints go to `storage/name`, in place of those of
+            an earlier run of that name.
         max_failures: how many times workers may be lost.
+        resume: go on from the last checkpoint of that earlier run, with its optimisers' settings and step.
         fit: arguments of `training.fit`, e.g. `safe_every`, the steps between two checkpoints.
-
-    Returns:
-        (the states of the agent's parts at the last step, the logged rows of worker 0).
 
     Raises:
         DataError: what a worker found wrong, or if workers were lost too often or found no room.
@@ -346,12 +291,15 @@ def train_together(make: Callable[[Frames], tuple[Callable, dict, dict]], folder
     run = train.RunConfig(  # whether to try again is decided here: Ray would also retry what cannot succeed
         name=name, storage_path=_address(storage), checkpoint_config=train.CheckpointConfig(num_to_keep=2),
         failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0))
+    filesystem, path = _place(storage)
+    if not resume and filesystem.get_file_info(f"{path}/{run.name}/checkpoint_manager_snapshot.json").is_file:
+        filesystem.delete_dir(f"{path}/{run.name}")  # Ray would go on from its checkpoints, under the settings of then
     result = None
     while result is None:
         try:
-            result = train.torch.TorchTrainer(
-                _worker, train_loop_config=config, run_config=run,
-                scaling_config=train.ScalingConfig(num_workers=n_workers, use_gpu=use_gpu)).fit()
+            workers = train.ScalingConfig(num_workers=n_workers, use_gpu=use_gpu)
+            result = train.torch.TorchTrainer(_worker, train_loop_config=config, run_config=run,
+                                              scaling_config=workers).fit()
         except train.ControllerError as error:
             room = int(sum(node["Resources"].get(kind, 0) for node in engine.nodes() if node["Alive"]))
             if not 0 < room < n_workers:
@@ -371,12 +319,11 @@ def train_together(make: Callable[[Frames], tuple[Callable, dict, dict]], folder
 
 def _own_words(error: Exception) -> str:
     """Return what a worker found wrong, or nothing if it was lost."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        cause = failure
-        while cause is not None:
-            if isinstance(cause, DataError | training.TrainingError):
-                return str(cause)
-            cause = cause.__cause__
+    causes = list(getattr(error, "worker_failures", {}).values())
+    for cause in causes:  # which grows by the cause of each
+        if isinstance(cause, DataError | training.TrainingError):
+            return str(cause)
+        causes += [cause.__cause__] if cause.__cause__ else []
     return ""
 
 

@@ -1,11 +1,13 @@
 """Collect the facts of every film into `infos`: one schema, whatever the source."""
 
+import csv
 import gzip
+import io
 import math
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,8 @@ from helpers.datasets import find, listed, read_links
 from helpers.extra import tmdb
 from helpers.files import DataError, shown
 
-# Freebase names things by opaque ids. These are the commonest languages and countries among films
-# of the nineties; the rest keep their id.
+IMDB = "https://datasets.imdbws.com"
+# Freebase's ids of the commonest languages and countries among films of the nineties; the rest keep their id
 FREEBASE_NAMES = {
     "m.02h40lc": "en", "m.064_8sq": "fr", "m.06nm1": "es", "m.02bjrlw": "it", "m.04306rv": "de",
     "m.09c7w0": "US", "m.07ssc": "GB", "m.0f8l9c": "FR", "m.0345h": "DE", "m.03rjj": "IT",
@@ -32,8 +34,7 @@ def read_facts(folder: Path) -> tuple[pd.DataFrame, dict[int, str]]:
     path, links = find(folder, "*.kg"), read_links(folder)
     if path is None or "entity_id" not in links:
         return pd.DataFrame(columns=["head", "relation", "tail"], dtype=str), {}
-    facts = pd.read_csv(path, sep="\t", dtype=str, names=["head", "relation", "tail"], header=0,
-                        keep_default_na=False)
+    facts = pd.read_csv(path, sep="\t", dtype=str, names=["head", "relation", "tail"], header=0, keep_default_na=False)
     return facts, dict(zip(links["item_id"].tolist(), links["entity_id"], strict=True))
 
 
@@ -42,13 +43,11 @@ def relink(items: pd.DataFrame, numbered: pd.DataFrame, entity_of: dict[int, str
 
     Films are the same if title (any case) and year are, and only one film of `numbered` has both.
     """
-    key = [numbered["title"].str.casefold(), numbered["year"]]
-    alone = numbered[~numbered.assign(title=key[0]).duplicated(["title", "year"], keep=False)]
-    id_of = {(title.casefold(), year): item_id for item_id, title, year
-             in alone[["item_id", "title", "year"]].dropna().itertuples(index=False)}
-    same = ((item_id, id_of.get((title.casefold(), year))) for item_id, title, year
-            in items[["item_id", "title", "year"]].dropna().itertuples(index=False))
-    return {int(item_id): entity_of[other] for item_id, other in same if other in entity_of}
+    items, numbered = (table[["item_id", "title", "year"]].dropna().assign(title=table["title"].str.casefold())
+                       for table in (items, numbered))
+    same = items.merge(numbered.drop_duplicates(["title", "year"], keep=False), on=["title", "year"])
+    pairs = zip(same["item_id_x"].tolist(), same["item_id_y"].tolist(), strict=True)
+    return {item_id: entity_of[other] for item_id, other in pairs if other in entity_of}
 
 
 def add_freebase(infos: dict[int, dict], facts: pd.DataFrame, entity_of: dict[int, str]) -> int:
@@ -64,16 +63,15 @@ def add_freebase(infos: dict[int, dict], facts: pd.DataFrame, entity_of: dict[in
     field_of = {"film.film.language": "spoken_languages", "film.film.country": "production_countries",
                 "film.film.production_companies": "production_companies"}
     chosen = facts[facts["relation"].isin(field_of)]
-    tails = {head: list(zip(group["relation"], group["tail"], strict=True)) for head, group in chosen.groupby("head")}
+    tails = chosen.groupby(["head", "relation"])["tail"].agg(list).to_dict()
     collection = collections(facts)
     linked = [item_id for item_id in infos if item_id in entity_of]
     for item_id in linked:
         info, entity = infos[item_id], entity_of[item_id]
         info["collection"] = collection.get(entity)
-        for relation, tail in tails.get(entity, []):
-            info[field_of[relation]].append(FREEBASE_NAMES.get(tail, tail))
-        for field in field_of.values():
-            info[field] = sorted(set(info[field]))
+        for relation, field in field_of.items():
+            names = [FREEBASE_NAMES.get(tail, tail) for tail in tails.get((entity, relation), [])]
+            info[field] = sorted({*info[field], *names})
         languages = info["spoken_languages"]
         info["original_language"] = languages[0] if len(languages) == 1 else None
     return len(linked)
@@ -97,12 +95,10 @@ def collections(facts: pd.DataFrame) -> dict[str, str]:
 
 async def add_linked(infos: dict[int, dict], links: pd.DataFrame, journal: Path, *imdb: Path,
                      **options: Any) -> dict[str, int]:
-    """Add to `infos` what TMDB knows of its films, and IMDb of those TMDB has not; print a summary.
+    """Add to `infos` what TMDB knows of its films, and IMDb of those TMDB has not: `tmdb.run(add_linked(…))`.
 
     Without the environment's `TMDB_API_KEY` TMDB is not asked, but the answers in the journal are used. A film
     that failed at TMDB gets IMDb's facts for now, and is asked for again at the next start.
-
-    `await` it in a notebook; in a script, `tmdb.run(add_linked(…))`.
 
     Args:
         links: `item_id`, and `tmdbId`, `imdbId` as text, as `datasets.read_links` returns them.
@@ -111,8 +107,8 @@ async def add_linked(infos: dict[int, dict], links: pd.DataFrame, journal: Path,
         options: of `tmdb.fetch`, such as `rate`.
 
     Returns:
-        How many films are known from "TMDB", from "IMDb", from "neither", or have "failed" at TMDB: each film of
-        `infos` in one of the four.
+        How many films of `infos` are known from "TMDB", from "IMDb", from "neither", or have "failed" at TMDB; it is
+        printed too.
 
     Raises:
         DataError: as `tmdb.fetch` and `read_imdb`; or a link that is not a number.
@@ -123,39 +119,36 @@ async def add_linked(infos: dict[int, dict], links: pd.DataFrame, journal: Path,
     else:
         answers, failed = tmdb.read_journal(journal), {}
         print(f"{tmdb.KEY} is not set: TMDB is not asked")
-    records = {item_id: answers[film] for item_id, film in tmdb_id.items() if answers.get(film) is not None}
-    wanted = {film for item_id, film in imdb_id.items() if item_id not in records}
+    wanted = [film for item_id, film in imdb_id.items() if not answers.get(tmdb_id.get(item_id))]
     facts = read_imdb(wanted, *imdb) if imdb else {}
     counts = dict.fromkeys(("TMDB", "IMDb", "neither", "failed"), 0)
     for item_id, info in infos.items():
-        by_imdb = facts.get(imdb_id.get(item_id))
-        add_facts(info, from_tmdb(records[item_id]) if item_id in records else by_imdb or {})
-        counts["TMDB" if item_id in records else "failed" if tmdb_id.get(item_id) in failed
-               else "IMDb" if by_imdb else "neither"] += 1
-    print(f"of {len(infos):,} films: {counts['TMDB']:,} from TMDB, {counts['IMDb']:,} from IMDb, "
-          f"{counts['neither']:,} known to neither, {counts['failed']:,} failed")
+        film = tmdb_id.get(item_id)
+        record, by_imdb = answers.get(film), facts.get(imdb_id.get(item_id), {})
+        add_facts(info, from_tmdb(record) if record else by_imdb)
+        counts["TMDB" if record else "failed" if film in failed else "IMDb" if by_imdb else "neither"] += 1
+    print(f"of {len(infos):,} films:", ", ".join(f"{source} {count:,}" for source, count in counts.items()))
     if failed:
-        some = ", ".join(f"{film} ({reason})" for film, reason in list(failed.items())[:3])
-        print(f"failed at TMDB, to be tried again at the next start: {some}{', …' if len(failed) > 3 else ''}")
+        print(f"failed at TMDB, to be asked for again at the next start: {failed}"[:200])
     return counts
 
 
 def linked_ids(links: pd.DataFrame, column: str, infos: Iterable[int]) -> dict[int, int]:
     """Return {item_id: number} of one column of links, for films of `infos`; films with an empty cell are left out.
 
+    >>> linked_ids(pd.DataFrame({"item_id": [1, 2, 3, 7], "tmdbId": ["tt0862", "", "949.0", "5"]}), "tmdbId", [1, 3])
+    {1: 862, 3: 949}
+
     Raises:
-        DataError: naming the film whose cell is not a number.
+        DataError: a cell is not a number.
     """
-    numbers = {}
-    if column in links:
-        for item_id, text in zip(links["item_id"].tolist(), links[column].fillna("").astype(str), strict=True):
-            found = re.fullmatch(r"\s*(?:tt)?(\d{1,18})(?:\.0*)?\s*", text)
-            if found and item_id in infos:
-                numbers[item_id] = int(found[1])
-            elif text.strip() and not found:
-                raise DataError(f"links: {column} {text!r} of film {item_id} is not a number; leave the cell empty "
-                                f"if there is none")
-    return numbers
+    if column not in links:
+        return {}
+    cells = links.set_index("item_id")[column].fillna("").astype(str).str.strip()
+    numbers = cells[cells != ""].str.extract(r"^(?:tt)?(\d{1,18})(?:\.0*)?$", expand=False)
+    for film in numbers.index[numbers.isna()]:
+        raise DataError(f"links: {column} {cells[film]!r} of film {film} is not a number; empty the cell")
+    return {film: int(number) for film, number in numbers.items() if film in infos}
 
 
 def add_facts(info: dict, facts: dict) -> None:
@@ -224,17 +217,14 @@ def _names(value: Any, field: str, between: str = "") -> list[str]:
 
 
 def _date(value: Any) -> tuple[int | None, int | None]:
-    """Return (year, month) of 1995-10-30, 10/30/95 or 30.10.1995; no month where either number may be the day.
-
-    A year of two digits is the last such one that has begun.
-    """
+    """Return (year, month) of 1995-10-30, 10/30/95 or 30.10.1995; no month where either number may be the day."""
     text, year, month = str(value) if isinstance(value, str | date) else "", 0, 0
     if iso := re.match(r"\s*(\d{4})(?:-(\d{1,2})(?!\d))?", text):
         year, month = int(iso[1]), int(iso[2] or 0)
     elif parts := re.match(r"\s*(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d\d)(?!\d)", text):
         low, high = sorted((int(parts[1]), int(parts[3])))
         year, month = int(parts[4]), low if high > 12 or low == high else 0
-        if len(parts[4]) == 2:
+        if len(parts[4]) == 2:  # the last such year that has begun
             year += (date.today().year - year) // 100 * 100
     return (year, month if 1 <= month <= 12 else None) if year >= 1870 else (None, None)
 
@@ -255,46 +245,28 @@ def read_imdb(imdb_ids: Iterable[int], *paths: Path) -> dict[int, dict]:
     Raises:
         DataError: no `title.basics` there, a missing column, or a damaged file.
     """
-    wanted, found = {b"tt%07d" % film: film for film in imdb_ids}, {}
-    files = [file for path in map(Path, paths)
-             for file in (sorted(path.glob("title.*"), reverse=True) if path.is_dir() else [path])]
-    for kind, columns in (("basics", ("primaryTitle", "isAdult", "startYear", "runtimeMinutes", "genres")),
-                          ("ratings", ("averageRating", "numVotes"))):
-        path = next((file for file in files if re.fullmatch(rf"title\.{kind}\.tsv(\.gz)?", file.name)), None)
-        if path is not None:
-            found[kind] = dict(_read_dump(path, wanted, columns))
-    if "basics" not in found:
-        raise DataError(f"title.basics.tsv.gz is not in {', '.join(shown(path) for path in paths)}: get it from "
-                        f"https://datasets.imdbws.com")
-    facts = {}
-    for film, (title, adult, year, runtime, genres) in found["basics"].items():
-        average, votes = found.get("ratings", {}).get(film, (None, None))
-        facts[film] = {
-            "title": title, "adult": {"0": False, "1": True}.get(adult), "release_year": _number(year, least=1870),
-            "runtime": _number(runtime, least=1), "genres": genres.split(",") if genres else [],
-            "vote_average": _number(average, least=0, kind=float), "vote_count": _number(votes, least=0)}
-    return facts
+    files = [file for path in map(Path, paths) for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    basics, ratings = (next((file for file in files if file.name.removesuffix(".gz") == name), None)
+                       for name in ("title.basics.tsv", "title.ratings.tsv"))
+    if basics is None:
+        raise DataError(f"title.basics.tsv.gz is not in {', '.join(map(shown, paths))}: get it from {IMDB}")
+    wanted = {f"tt{film:07}" for film in imdb_ids}
+    rows = _rows(basics, wanted, "primaryTitle", "isAdult", "startYear", "runtimeMinutes", "genres")
+    if ratings:
+        rows = rows.join(_rows(ratings, wanted, "averageRating", "numVotes"))
+    return {int(name[2:]): {
+        "title": _text(row["primaryTitle"]), "adult": {"0": False, "1": True}.get(row["isAdult"]),
+        "release_year": _number(row["startYear"], least=1870), "runtime": _number(row["runtimeMinutes"], least=1),
+        "genres": _names(row["genres"], "", ","), "vote_count": _number(row.get("numVotes"), least=0),
+        "vote_average": _number(row.get("averageRating"), least=0, kind=float)} for name, row in rows.iterrows()}
 
 
-def _read_dump(path: Path, wanted: dict[bytes, int], columns: Iterable[str]) -> Iterator[tuple[int, list[str | None]]]:
-    """Yield (imdb_id, cells of `columns`) of the wanted rows; a cell is None where the dump has `\\N` or nothing."""
-    if not wanted:
-        return
-    left = set(wanted)
+def _rows(path: Path, wanted: set[str], *columns: str) -> pd.DataFrame:
+    """Return some columns of the wanted rows of a dump, as text, NaN where it has `\\N`; `tconst` is the index."""
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            header = file.readline().decode("utf-8").rstrip("\r\n").split("\t")
-            if lacking := [column for column in ("tconst", *columns) if column not in header]:
-                raise DataError(f"{shown(path)} lacks the column {lacking[0]}: it is no such dump of IMDb")
-            places = [header.index(column) for column in columns]
-            for line in file:
-                if (name := line[:line.find(b"\t")]) in left:
-                    cells = line.decode("utf-8", "replace").rstrip("\r\n").split("\t")
-                    cells += [""] * (len(header) - len(cells))
-                    yield wanted[name], [None if cells[place] in ("\\N", "") else cells[place] for place in places]
-                    left.remove(name)
-                    if not left:
-                        return
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{shown(path)} cannot be read ({error}): fetch it again from "
-                        f"https://datasets.imdbws.com") from error
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", errors="replace") as file:
+            lines = [next(file, ""), *(line for line in file if line.partition("\t")[0] in wanted)]
+        return pd.read_csv(io.StringIO("".join(lines)), sep="\t", usecols=["tconst", *columns], index_col="tconst",
+                           dtype=str, na_values="\\N", keep_default_na=False, quoting=csv.QUOTE_NONE)
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{shown(path)} is no dump of IMDb, or damaged ({error}): get it from {IMDB}") from error
