@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tools.readme import replace_block
 from helpers import evaluation, recommenders, training
 from helpers.agents import ddpg
 from helpers.files import DEFAULT_DATASET, PROJECT, data_dir, replacing, write_json
 from helpers.frames import Frames, Transition
 from helpers.networks import Joint
 from helpers.task import load_task
+from tools.readme import replace_block
 
 STATE, ACTION, HIDDEN, GAMMA, TAU, RATES = 1290, 128, 256, 0.9, 0.005, {"actor": 1e-4, "critic": 1e-3}
 ROUNDS, STEPS = 15, {256: 8, 1024: 3}

@@ -14,8 +14,8 @@ from helpers.files import PROJECT
 # file, what stands there, the fault in its place, tests that should notice
 FAULTS = [
     ("agents/ddpg.py", "return reward + gamma * next_q", "return reward + next_q", "rl_invariants"),
-    ("agents/ddpg.py", 'agent["critic_target"](t.next_state, next_action)', 'agent["critic"](t.next_state, next_action)',
-     "rl_invariants"),
+    ("agents/ddpg.py", 'agent["critic_target"](t.next_state, next_action)',
+     'agent["critic"](t.next_state, next_action)', "rl_invariants"),
     ("agents/ddpg.py", "loss = -value_weight * value", "loss = value_weight * value", "rl_invariants"),
     ("agents/ddpg.py", "score = z if beta == torch.inf else log_p.gather(1, candidates) + beta * z",
      "score = z if beta == torch.inf else log_p.gather(1, candidates) - beta * z", "recommenders service"),
@@ -38,7 +38,8 @@ FAULTS = [
     ("plots.py", "MAPS", "MAPS", "plots"),
     ("evaluation.py", "ranks.append((~(scores < own)).sum(dim=1).numpy())",
      "ranks.append((scores > own).sum(dim=1).numpy() + 1)", "evaluation"),
-    ("evaluation.py", "np.where(hit, 1 / np.log2(1 + rank), 0)", "np.where(hit, 1 / np.log2(2 + rank), 0)", "evaluation"),
+    ("evaluation.py", "np.where(hit, 1 / np.log2(1 + rank), 0)", "np.where(hit, 1 / np.log2(2 + rank), 0)",
+     "evaluation"),
     ("evaluation.py", "held_out[position < k]", "held_out[position <= k]", "evaluation"),
     ("recommenders.py", "return 1 + self.rating_slope * (rating - 3)", "return 1 + self.rating_slope * rating",
      "recommenders"),
@@ -54,7 +55,7 @@ def noticed(place: Path, fault: tuple[str, str, str, str]) -> bool:
     path = place / "helpers" / name
     source = path.read_text(encoding="utf-8")
     if source.count(right) != 1:
-        raise SystemExit(f"helpers/{name} holds {right!r} {source.count(right)} times: bring the list of faults up to date")
+        raise SystemExit(f"helpers/{name} holds {right!r} {source.count(right)} times, not once: mend the list of faults")
     path.write_text(source.replace(right, wrong), encoding="utf-8")
     run = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
                           *(f"tests/test_{test}.py" for test in tests.split())], cwd=place, capture_output=True)

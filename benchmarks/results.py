@@ -20,7 +20,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tools.readme import replace_block
 from helpers import datasets, evaluation, features, recommenders, training
 from helpers.agents import ddpg
 from helpers.evaluation import Recommender
@@ -28,6 +27,7 @@ from helpers.extra import simulator
 from helpers.files import DEFAULT_DATASET, data_dir, read_vectors, res_dir, write_json
 from helpers.frames import Frames
 from helpers.recommenders import UserHistory, fit_user_history
+from tools.readme import replace_block
 
 PROTOCOLS = ("last-5", "last-1", "temporal", "simulator")
 SEEDS = (0, 1, 2, 3, 4)

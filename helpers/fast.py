@@ -48,9 +48,9 @@ def copy(vector, to):
 
 @numba.njit(nogil=True, cache=True)
 def fill(index, start, is_last, item_idx, rating, items, frame_size, state, action, reward, next_state, done):
-    """Write the transitions at `index` into the five fields; each embedding goes straight to where it belongs.
+    """Write the transitions at `index` into the five fields, the rating in the place of the reward.
 
-    In passes over blocks of rows. A shuffled row touches the log at a random place, and waiting for memory there
+    Each embedding goes straight to where it belongs, in passes over blocks of rows. A shuffled row touches the log at a random place, and waiting for memory there
     costs more than copying 10 KB. The first passes only fetch, so that the waits of many rows overlap.
     """
     size, frame = items.shape[1], np.uint64(frame_size)  # unsigned numbers: no index is looked at for being negative
@@ -62,7 +62,7 @@ def fill(index, start, is_last, item_idx, rating, items, frame_size, state, acti
             begin[k] = start[np.uint64(index[low + k])]
         for k in range(n):  # both ends of a window first: all its cache lines are under way
             vectors[k, 0], vectors[k, frame_size] = item_idx[begin[k]], item_idx[begin[k] + frame]
-            reward[low + k, 0] = 2 * (rating[begin[k] + frame] - 2.5)
+            reward[low + k, 0] = rating[begin[k] + frame]
             done[low + k, 0] = is_last[begin[k] + frame]
         for k in range(n):
             ratings, next_ratings = state[low + k, frame_size * size:], next_state[low + k, frame_size * size:]

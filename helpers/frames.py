@@ -113,6 +113,7 @@ class Frames(torch.utils.data.Dataset):
             t = Transition(*self._pool.take([(len(index), n) for n in (width, self.embed_size, 1, width, 1)]))
             log = [field.numpy() for field in (self.start, self.is_last, self.item_idx, self.rating, self.items)]
             fill(index.cpu().numpy(), *log, self.frame_size, *(field.numpy() for field in t))
+            t.reward.copy_(reward_of(t.reward))  # the kernel leaves the rating there
         else:
             t = self.gather_on_device(index)
         if self.gap is None:

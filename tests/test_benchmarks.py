@@ -7,10 +7,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import agents, frames, service, synthetic
-from tools.readme import block
 from helpers.datasets import read_ratings
 from helpers.files import PROJECT
 from helpers.networks import Joint
+from tools.readme import block
 
 SHAPE = dict(n_users=200, n_items=500, n_ratings=12_000)
 

@@ -241,7 +241,8 @@ def test_a_saved_policy_comes_back_with_all_it_takes_to_train_on(tmp_path):
     (lambda path: path.write_bytes(path.read_bytes()[:500]), "not a policy"),
     (lambda path: path.write_bytes(b"not a policy"), "not a policy"), (lambda path: path.write_bytes(b""), "not a pol"),
     (lambda path: torch.save({"weights": {}}, path), "not a policy"),
-    (lambda path: torch.save(small_actor(), path), "not a policy"),
+    (lambda path: torch.save([1], path), "not a policy"),
+    (lambda path: training.save_policy(path, small_actor(), {}, any_object=path), "not a policy"),
     (lambda path: training.save_policy(path, small_actor(), {}, memory={"weight": 1.0}), "earlier version")])
 def test_a_policy_that_is_damaged_foreign_or_of_an_earlier_version_gets_a_sentence(tmp_path, damage, words):
     training.save_policy(tmp_path / "p.pt", small_actor(), {})
