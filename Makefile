@@ -8,7 +8,7 @@
 # make results  judge policies and baselines by every protocol of lesson 10, five seeds each: hours
 # make lab   open the lessons in JupyterLab
 # make serve  recommend in the browser with what lesson 11 wrote, at http://127.0.0.1:8000   (DATASET, ADDRESS, PORT)
-# make docker-check  follow both Dockerfiles for real: with Docker where there is one, else in a fresh environment
+# make docker-check  build and start both images, where Docker answers
 PYTHON  ?= python3.11
 DATASET ?= ml-100k
 ADDRESS ?= 127.0.0.1
@@ -104,7 +104,7 @@ serve: .venv/ready
 	exec $(BIN)/python -m uvicorn service:app --app-dir "$$folder" --host $(ADDRESS) --port $(PORT)
 
 docker-check: .venv/ready-dev
-	RECNN_DOCKER=1 $(BIN)/python -m pytest -s tests/test_docker.py
+	RECNN_DOCKER=1 $(BIN)/python -m pytest -s -rs tests/test_docker.py
 
 # for whoever edits a lesson: execute it into notes/ as it is committed, e.g. make notes ONLY="05 09"
 notes: .venv/ready
