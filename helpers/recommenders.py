@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from helpers.features import user_item
 from helpers.frames import Frames, rows_of
@@ -21,16 +21,16 @@ def policy(actor: Callable[[Tensor], Tensor], term: Recommender | None = None) -
     `term` (history, user_ids) → (U, E) is added to the proto-action: what the log says beyond that frame.
     """
     def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
-        was_training = getattr(actor, "training", False)
+        training = actor if isinstance(actor, nn.Module) and actor.training else None
         try:
-            if was_training:
-                actor.eval()
+            if training is not None:
+                training.eval()
             with torch.no_grad():
                 proto_action = actor(history.last_states(user_ids))
                 return (proto_action if term is None else proto_action + term(history, user_ids)) @ history.items.T
         finally:
-            if was_training:
-                actor.train()
+            if training is not None:
+                training.train()
     return recommend
 
 

@@ -30,12 +30,12 @@ def shortened(state: Tensor, n: int, frame_size: int, repeat: bool = False) -> T
     """
     v, rating = unflatten(state, frame_size)
     place = torch.arange(frame_size, device=state.device)
-    n = (rating != 0).sum(dim=1, keepdim=True).clamp(max=n)
+    kept = (rating != 0).sum(dim=1, keepdim=True).clamp(max=n)
     if repeat:
-        n = n.clamp(min=1)
-        place = frame_size - n + (place - frame_size) % n  # the newest is last
+        kept = kept.clamp(min=1)
+        place = frame_size - kept + (place - frame_size) % kept  # the newest is last
         return flatten(v.take_along_dim(place[:, :, None], dim=1), rating.take_along_dim(place, dim=1))
-    known = place >= frame_size - n
+    known = place >= frame_size - kept
     return flatten(v * known[:, :, None], rating * known)
 
 

@@ -162,7 +162,7 @@ def read_shards(folder: str | Path, rank: int = 0, n_workers: int = 1) -> pd.Dat
     """
     (filesystem, path), shards, parts = _place(folder), manifest(folder), []
     for k, n_ratings in shards[["shard", "ratings"]].iloc[rank::n_workers].itertuples(index=False):
-        table = ()
+        table = pa.table({})
         with contextlib.suppress(FileNotFoundError, pa.ArrowInvalid):
             table = pyarrow.parquet.read_table(f"{path}/{SHARD.format(k)}", filesystem=filesystem)
         if len(table) != n_ratings:
