@@ -31,11 +31,12 @@ FAULTS = [
     ("training.py", "proto_action.var(dim=0", "proto_action.var(dim=1", "training"),
     ("training.py", "if shuffle_ties and (step == first or (step - 1) % per_pass == 0):",
      "if shuffle_ties and step == first:", "training"),
-    ("features.py", "VOTE", "VOTE", "features"),
-    ("networks.py", "DROPOUT", "DROPOUT", "networks"),
-    ("networks.py", "ITEM_DROPOUT", "ITEM_DROPOUT", "networks"),
-    ("plots.py", "CURVES", "CURVES", "plots"),
-    ("plots.py", "MAPS", "MAPS", "plots"),
+    ("features.py", '(votes["size"] + 5)})', '(votes["size"] + 50)})', "features"),
+    ("networks.py", "nn.Dropout(dropout), nn.Linear(hidden_size, size)", "nn.Linear(hidden_size, size)", "networks"),
+    ("networks.py", "kept = torch.rand_like(rating) >= share", "kept = torch.rand_like(rating) >= 0", "networks"),
+    ("plots.py", "smoothed = values if few else values.rolling(smooth, center=True, min_periods=1).mean()",
+     "smoothed = values", "plots"),
+    ("plots.py", "vmin=-limit, vmax=limit", "vmin=0, vmax=limit", "plots"),
     ("evaluation.py", "ranks.append((~(scores < own)).sum(dim=1).numpy())",
      "ranks.append((scores > own).sum(dim=1).numpy() + 1)", "evaluation"),
     ("evaluation.py", "np.where(hit, 1 / np.log2(1 + rank), 0)", "np.where(hit, 1 / np.log2(2 + rank), 0)",
@@ -55,7 +56,7 @@ def noticed(place: Path, fault: tuple[str, str, str, str]) -> bool:
     path = place / "helpers" / name
     source = path.read_text(encoding="utf-8")
     if source.count(right) != 1:
-        raise SystemExit(f"helpers/{name} holds {right!r} {source.count(right)} times, not once: mend the list of faults")
+        raise SystemExit(f"helpers/{name} holds {right!r} {source.count(right)} times: mend the list of faults")
     path.write_text(source.replace(right, wrong), encoding="utf-8")
     run = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
                           *(f"tests/test_{test}.py" for test in tests.split())], cwd=place, capture_output=True)

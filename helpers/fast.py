@@ -50,8 +50,9 @@ def copy(vector, to):
 def fill(index, start, is_last, item_idx, rating, items, frame_size, state, action, reward, next_state, done):
     """Write the transitions at `index` into the five fields, the rating in the place of the reward.
 
-    Each embedding goes straight to where it belongs, in passes over blocks of rows. A shuffled row touches the log at a random place, and waiting for memory there
-    costs more than copying 10 KB. The first passes only fetch, so that the waits of many rows overlap.
+    Each embedding goes straight to where it belongs, in passes over blocks of rows. A shuffled row touches the log at
+    a random place, and waiting for memory there costs more than copying 10 KB. The first passes only fetch, so that
+    the waits of many rows overlap.
     """
     size, frame = items.shape[1], np.uint64(frame_size)  # unsigned numbers: no index is looked at for being negative
     begin = np.empty(BLOCK, np.uint64)

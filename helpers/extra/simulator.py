@@ -11,8 +11,9 @@ vary `Habits` before you believe a ranking, and do not take its sums for those o
 these users' ratings, or in the simulator, has seen its judge.
 """
 
+
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium
 import numpy as np
@@ -22,9 +23,10 @@ from scipy import sparse
 from scipy.special import ndtri
 from sklearn.preprocessing import normalize
 
+from helpers.datasets import in_order
 from helpers.evaluation import Recommender
 from helpers.files import DataError
-from helpers.frames import Frames, flatten, reward_of
+from helpers.frames import Frames, flatten, reward_of, rows_of
 
 # Mode → steps at most, unless told otherwise. "free": films may repeat, users may quit. "no-repeat": no film twice,
 # nor one of the user's first frame. "fixed-length": no repeats, and nobody quits. Source: EasyRL4Rec (Yu et al. 2024,
@@ -35,54 +37,36 @@ SWEEPS = 15
 
 
 class Habits(NamedTuple):
-    """What is assumed of users, not fitted.
+    """What is assumed of users, not fitted."""
 
-    satiation: stars lost by a film of cosine 1 to the one just seen; with 0 nobody tires.
-    fading: factor on that for each film in between; nearer to 1, a long run of the like hurts more.
-    memory: films back that count; if no more than frame_size, a state holds all that satiation depends on.
-    leave: chance of leaving after any film, however satisfied; 0.02 ends a session after 50 on average.
-    impatience: added to that chance for each star that satisfaction is below the user's own mean rating.
-    decay: of satisfaction, the share that outlasts a rating; nearer to 1, one bad film matters less.
-    """
-
-    satiation: float = 0.5
-    fading: float = 0.8
-    memory: int = 10
-    leave: float = 0.02
-    impatience: float = 0.2
-    decay: float = 0.8
+    satiation: float = 0.5   # stars lost by a film of cosine 1 to the one just seen; with 0 nobody tires
+    fading: float = 0.8      # factor on that for each film in between; nearer to 1, a long run of the like hurts more
+    memory: int = 10         # films back that count; if ≤ frame_size, a state holds all that satiation depends on
+    leave: float = 0.02      # chance of leaving after any film, however satisfied: after 50 films on average
+    impatience: float = 0.2  # added to that chance for each star that satisfaction is below the user's own mean rating
+    decay: float = 0.8       # share of satisfaction that outlasts a rating; nearer to 1, one bad film matters less
 
 
 HABITS = Habits()
 
 
 class World(NamedTuple):
-    """A rating model of U users and all items, with the users' real logs.
+    """A rating model of U users and all items, in stars, with the users' real logs."""
 
-    item_ids (n_items,); similarity (n_items, d), rows of length 1 or 0; user_ids (U,), ascending.
-    log: `user_idx, item_idx, rating, timestamp`, by user and time; log_start, log_length (U,): whose rows are where.
-    user_mean (U,): each user's mean rating. users (U, 2 + K): mean + bias, 1, K factors; items (n_items, 2 + K): 1,
-    bias, K factors. An expected rating is their dot product. Bias and factors of an item that nobody rated are 0.
-    stars: the ratings there are, ascending. noise: standard deviation, in stars, of the held-out residual; rounding
-    to stars adds a little to it, and clipping takes away.
-    rmse: in stars, on a held-out tenth, of the "mean", of "biases" and of "factors". The tenth also chose K (0: biases
-    alone) and the ridge, so the last is slightly flattered. Then all was fitted again, on all ratings.
-    """
-
-    item_ids: np.ndarray
-    similarity: np.ndarray
-    user_ids: np.ndarray
-    log: pd.DataFrame
-    log_start: np.ndarray
-    log_length: np.ndarray
-    user_mean: np.ndarray
-    users: np.ndarray
-    items: np.ndarray
-    stars: np.ndarray
-    noise: float
-    rmse: dict[str, float]
-    n_factors: int
-    ridge: float
+    item_ids: np.ndarray    # (n_items,)
+    similarity: np.ndarray  # (n_items, d), rows of length 1 or 0
+    user_ids: np.ndarray    # (U,), ascending
+    log: pd.DataFrame       # user_idx, item_idx, rating, timestamp, by user and time
+    log_start: np.ndarray   # (U,) the row of the log at which a user's begins
+    log_length: np.ndarray  # (U,)
+    user_mean: np.ndarray   # (U,) each user's mean rating
+    users: np.ndarray       # (U, 2 + K): mean + bias, 1, K factors; an expected rating is the dot product with an item
+    items: np.ndarray       # (n_items, 2 + K): 1, bias, K factors; but for the 1 all is 0 of one that nobody rated
+    stars: np.ndarray       # the ratings there are, ascending
+    noise: float            # standard deviation of the held-out residual; rounding adds to it, clipping takes away
+    rmse: dict[str, float]  # of the "mean", "biases" and "factors", on a held-out tenth, which flatters the last:
+    n_factors: int          # for it chose K (0: biases alone)
+    ridge: float            # and the ridge. Then all was fitted again, on all ratings
 
     def expected(self, user_idx: np.ndarray, item_idx: np.ndarray) -> np.ndarray:
         """Return what users expect of items, in stars, clipped to those there are; indices broadcast."""
@@ -90,25 +74,19 @@ class World(NamedTuple):
         return plain.clip(self.stars[0], self.stars[-1])
 
     def begin(self, frame_size: int, user_ids: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
-        """Return user_idx (U,), and item_idx, rating, timestamp (U, F) of the first F real ratings of users.
-
-        Raises:
-            DataError: a user (by default all) without more than frame_size ratings in this world.
-        """
+        """Return user_idx (U,), and item_idx, rating, timestamp (U, F) of users' first F ratings; by default of all."""
         long = self.user_ids[self.log_length > frame_size]
         user_ids = long if user_ids is None else np.unique(user_ids)
         unfit = np.setdiff1d(user_ids, long)
         if len(unfit) or not len(user_ids):
-            raise DataError(f"{f'user {unfit[0]} is none' if len(unfit) else 'there is none'} of this world's users "
-                            f"with more than frame_size = {frame_size} ratings (the longest log has "
-                            f"{self.log_length.max()}): use other users, or a smaller frame")
+            raise DataError(f"{len(long)} of this world's users have more than frame_size = {frame_size} ratings"
+                            f"{f', user {unfit[0]} not' if len(unfit) else ''}: use other users, or a smaller frame")
         user_idx = np.searchsorted(self.user_ids, user_ids)
         rows = self.log_start[user_idx][:, None] + np.arange(frame_size)
         return user_idx, *(self.log[name].to_numpy()[rows] for name in ("item_idx", "rating", "timestamp"))
 
 
-def _half(rows: np.ndarray, columns: np.ndarray, rating: np.ndarray, other: np.ndarray, n: int,
-          ridge: float) -> np.ndarray:
+def _half(rows, columns, rating, other, n: int, ridge: float) -> np.ndarray:
     """Return (n, 1 + K), the biases and factors of one side: for each row a ridge regression on the other side's."""
     x = np.c_[np.ones(len(other)), other[:, 1:]]
     outer = (x[:, :, None] * x[:, None, :]).reshape(len(x), -1)
@@ -118,8 +96,7 @@ def _half(rows: np.ndarray, columns: np.ndarray, rating: np.ndarray, other: np.n
     return np.linalg.solve(gram, (left @ x)[:, :, None])[:, :, 0]
 
 
-def _factorise(log: pd.DataFrame, shape: tuple[int, int], n_factors: int, ridge: float,
-               seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _factorise(log: pd.DataFrame, shape: tuple[int, int], n_factors: int, ridge: float, seed: int) -> tuple:
     """Return users (U, 2 + K) and items (n_items, 2 + K), as in `World`, by alternating ridge regressions."""
     u, i, rating = (log[name].to_numpy() for name in ("user_idx", "item_idx", "rating"))
     mean = rating.mean(dtype=np.float64)
@@ -132,46 +109,33 @@ def _factorise(log: pd.DataFrame, shape: tuple[int, int], n_factors: int, ridge:
 
 def fit_world(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.ndarray, factors: tuple[int, ...] = (2, 4, 8),
               ridges: tuple[float, ...] = (2.0, 6.0, 10.0, 14.0), seed: int = 0) -> World:
-    """Fit mean + biases + factors to the ratings of users whom no agent is trained on.
+    """Fit mean + biases + factors to 10 ratings or more, in any order, of users whom no agent is trained on.
 
-    Args:
-        ratings: `user_id, item_id, rating, timestamp` in any row order.
-        item_ids: (n_items,) ids of all items that may be shown.
-        similarity: (n_items, d) content vectors, whose cosines say which films are alike.
-        factors, ridges: what the held-out tenth chooses from; that of biases is BIAS_RIDGE.
-
-    Raises:
-        DataError: ids and rows that do not pair, vectors with NaN, a rated item without id, fewer than 10 ratings.
-
-    Source: Koren, Bell & Volinsky 2009, "Matrix Factorization Techniques for Recommender Systems", with biases, by
-    alternating least squares.
+    `item_ids` (n_items,) are distinct and say what may be shown; `similarity` (n_items, d) holds finite content vectors
+    whose cosines say which films are alike; a held-out tenth chooses from `factors` and `ridges`. DataError otherwise.
+    Source: Koren, Bell & Volinsky 2009, "Matrix Factorization Techniques for Recommender Systems", with biases.
     """
-    if len(similarity) != len(item_ids) or len(np.unique(item_ids)) != len(item_ids):
-        raise DataError(f"similarity has {len(similarity)} rows for {len(item_ids)} item ids "
-                        f"({len(np.unique(item_ids))} distinct): each id wants one row of its own")
-    if not np.isfinite(similarity).all():
-        raise DataError("similarity holds numbers that are not finite: make it again, notes/03_pca.ipynb")
+    if not len(np.unique(item_ids)) == len(item_ids) == len(similarity) or not np.isfinite(similarity).all():
+        raise DataError(f"similarity {np.shape(similarity)} wants a row of finite numbers for each of {len(item_ids)} "
+                        f"item ids ({len(np.unique(item_ids))} distinct): make it again, notes/03_pca.ipynb")
     if len(ratings) < 10:
         raise DataError(f"{len(ratings)} ratings make no world: a tenth is held out to say how good it is")
-    ratings = ratings.sort_values(["user_id", "timestamp"], kind="stable")
-    log = ratings[["rating", "timestamp"]].reset_index(drop=True)
-    log["item_idx"] = pd.Index(item_ids).get_indexer(ratings["item_id"])
-    if (log["item_idx"] < 0).any():
-        unknown = ratings["item_id"][(log["item_idx"] < 0).to_numpy()]
-        raise DataError(f"{unknown.nunique()} rated items are not among the item ids, e.g. item {unknown.iloc[0]}")
-    user_ids, start, log["user_idx"], length = np.unique(ratings["user_id"], return_index=True, return_inverse=True,
-                                                         return_counts=True)
+    ratings = in_order(ratings)
+    user_ids, start, user_idx, length = np.unique(ratings["user_id"], return_index=True, return_inverse=True,
+                                                  return_counts=True)
+    log = pd.DataFrame({"user_idx": user_idx, "item_idx": rows_of(ratings["item_id"], item_ids).astype(np.int64),
+                        "rating": ratings["rating"].to_numpy(), "timestamp": ratings["timestamp"].to_numpy()})
     shape, stars = (len(user_ids), len(item_ids)), np.unique(log["rating"])
     order = np.random.default_rng(seed).permutation(len(log))
     held_out, rest = log.iloc[order[:len(log) // 10]], log.iloc[order[len(log) // 10:]]
-    residual = {}
+    residual = {"mean": held_out["rating"] - rest["rating"].mean()}
     for chosen in [(0, 0.0), *product(factors, ridges)]:
         users, items = _factorise(rest, shape, *chosen, seed)
         expected = (users[held_out["user_idx"]] * items[held_out["item_idx"]]).sum(axis=1).clip(stars[0], stars[-1])
         residual[chosen] = held_out["rating"] - expected
     rmse = {chosen: float(np.sqrt((values ** 2).mean())) for chosen, values in residual.items()}
+    plain = rmse.pop("mean")
     best = min(rmse, key=rmse.get)
-    plain = float(np.sqrt(((held_out["rating"] - rest["rating"].mean()) ** 2).mean()))
     return World(np.asarray(item_ids), normalize(np.asarray(similarity, np.float64)), user_ids, log, start, length,
                  log.groupby("user_idx")["rating"].mean().to_numpy(np.float64), *_factorise(log, shape, *best, seed),
                  stars, float(residual[best].std(ddof=0)),
@@ -180,17 +144,13 @@ def fit_world(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.ndarra
 
 def respond(world: World, habits: Habits, mode: str, user_idx: np.ndarray, log: np.ndarray, satisfaction: np.ndarray,
             item_idx: np.ndarray, uniforms: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Show B users a film each: the one step that the environment and `play` both make.
+    """Show B users a film each, who have seen log (B, n) of item_idx, oldest first: the step of `Users` and of `play`.
 
     rating = expected − satiation + noise, to the nearest of the world's stars, where satiation =
-    `satiation` · Σₖ `fading`ᵏ · max(0, cosine with the film k before the last), k < `memory`; the first frame counts
-    as just seen. Satisfaction, at first the user's own mean, becomes `decay` · satisfaction +
-    (1 − `decay`) · rating, and
-    the user quits with chance `leave` + `impatience` · max(0, own mean − satisfaction).
-
-    Args:
-        log: (B, n) item_idx of what each user has seen, oldest first.
-        uniforms: (B, 2), uniform in [0, 1): the quantile of the noise, and what the chance of quitting must exceed.
+    `satiation` · Σₖ `fading`ᵏ · max(0, cosine with the film k before the last), k < `memory`. Satisfaction, at first
+    the user's own mean, becomes `decay` · satisfaction + (1 − `decay`) · rating, and the user quits with chance
+    `leave` + `impatience` · max(0, own mean − satisfaction). Of `uniforms` (B, 2), in [0, 1), the first is the quantile
+    of the noise, the second what that chance must exceed.
 
     Returns:
         ({"rating", "expected", "satiation" in stars, "quits" bool: (B,) each}, satisfaction (B,)).
@@ -215,42 +175,30 @@ def may_show(world: World, log: np.ndarray, mode: str) -> np.ndarray:
     return free
 
 
-def _uniforms(seed: int, user_idx: int, length: int) -> np.ndarray:
-    """Return (length, 2): a user's random numbers, step by step, whatever is shown and whoever else plays."""
-    return np.random.default_rng((seed, int(user_idx))).random((length, 2))
+def _uniforms(seed: int, user_idx: np.ndarray, length: int) -> np.ndarray:
+    """Return (U, length, 2): users' random numbers, step by step, whatever is shown and whoever else plays."""
+    return np.stack([np.random.default_rng((seed, int(user))).random((length, 2)) for user in user_idx])
 
 
 def _steps(world: World, matrix: np.ndarray, frame_size: int, mode: str, length: int | None) -> int:
-    if mode not in MODES:
-        raise DataError(f"there is no mode {mode!r}: choose one of {', '.join(MODES)}")
-    if len(matrix) != len(world.item_ids):
-        raise DataError(f"an item matrix of {len(matrix)} rows for a world of {len(world.item_ids)} items: its rows "
-                        f"must be those of world.item_ids")
-    if mode != "free" and len(matrix) <= frame_size:
-        raise DataError(f"{len(matrix)} items leave none to show after a first frame of {frame_size}: use mode 'free'")
-    if length is not None and length < 1:
-        raise DataError(f"a session of length {length} has no step: give 1 or more")
-    return MODES[mode] if length is None else length
+    length = MODES.get(mode, 0) if length is None else length
+    if mode not in MODES or length < 1:
+        raise DataError(f"there is no mode {mode!r} of {length} steps: choose {', '.join(MODES)}, and 1 step or more")
+    if len(matrix) != len(world.item_ids) or (mode != "free" and len(matrix) <= frame_size):
+        raise DataError(f"an item matrix of {len(matrix)} rows for {len(world.item_ids)} items of the world: it wants "
+                        f"one for each, and more than frame_size = {frame_size} unless films may repeat, mode 'free'")
+    return length
 
 
 class Users(gymnasium.Env):
-    """One simulated user after another, for any agent that speaks Gymnasium: "recnn/Users-v0".
+    """One simulated user after another, for any agent that speaks Gymnasium: "recnn/Users-v0"; arguments as in `play`.
 
     Action: Discrete(n_items), a row of the item matrix. Observation: Box (F·(E+1),) float32, the state of
     `Transition`. Reward: 2·(rating − 2.5). Terminated: the user quit. Truncated: `length` steps, or no film is left.
-    `reset(seed=…, options={"user": user_id})` chooses the user, else chance does; the session follows on the user's
-    first F real ratings. A seed gives a user the random numbers that the same seed gives in `play`.
-
-    A film that may not be shown (see `action_masks`) is refused: it earns the reward of the lowest rating and changes
-    nothing but the count of steps, and info["refused"] says so. info has user_id, and after a step rating, expected
-    and satiation, in stars.
-
-    Args:
-        item_matrix: (n_items, E), rows as world.item_ids.
-        length: steps at most; by default as in `MODES`.
-
-    Raises:
-        DataError: an unknown mode, rows that do not pair, nobody with more than frame_size ratings, nothing to show.
+    `reset(seed=…, options={"user": user_id})` chooses the user, else chance does; the same seed gives a user the same
+    random numbers in `play`. A film that may not be shown (see `action_masks`) is refused: it earns the reward of the
+    lowest rating and changes nothing but the count of steps. info has user_id, refused, and after a step rating,
+    expected and satiation, in stars.
     """
 
     def __init__(self, world: World, frame_size: int, item_matrix: np.ndarray, mode: str = "no-repeat",
@@ -270,20 +218,20 @@ class Users(gymnasium.Env):
         self.user_idx, self.log, self.rating, _ = self.world.begin(self.frame_size, np.array([self.user_id]))
         self.satisfaction, self.n_steps = self.world.user_mean[self.user_idx], 0
         seed = self.np_random.integers(1 << 31) if seed is None else seed
-        self.uniforms = _uniforms(seed, self.user_idx[0], self.length)
+        self.uniforms = _uniforms(seed, self.user_idx, self.length)[0]
         return self._state(), {"user_id": self.user_id, "refused": False}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        refused, shown = not self.action_masks()[action], np.array([action])
+        refused = not self.action_masks()[action]
         answer, satisfaction = respond(self.world, self.habits, self.mode, self.user_idx, self.log, self.satisfaction,
-                                       shown, self.uniforms[[self.n_steps]])
+                                       np.array([action]), self.uniforms[[self.n_steps]])
         answer = {name: value[0].item() for name, value in answer.items()}
+        self.n_steps += 1
         if refused:
             answer |= {"rating": float(self.world.stars[0]), "quits": False}
         else:
-            self.log, self.rating = np.c_[self.log, shown], np.c_[self.rating, np.float32(answer["rating"])]
+            self.log, self.rating = np.c_[self.log, action], np.c_[self.rating, np.float32(answer["rating"])]
             self.satisfaction = satisfaction
-        self.n_steps += 1
         quits = answer.pop("quits")
         ends = not quits and (self.n_steps == self.length or not self.action_masks().any())
         info = {"user_id": self.user_id, "refused": bool(refused), **answer}
@@ -306,37 +254,31 @@ def play(world: World, recommend: Recommender, matrix: np.ndarray, frame_size: i
          times: bool = False, device: str | torch.device = "cpu") -> pd.DataFrame:
     """Show each user the best-scored film that may be shown, step by step, until they quit or the session ends.
 
-    The recommender is given `Frames` of the logs as they grow: the first F real ratings, and what followed. At the
-    first step they have one more user, who is never asked about, for `Frames` want a transition. A seed gives a user
-    the same random numbers under every recommender: compare them user by user.
+    The recommender is given `Frames`, with `times` and on `device`, of the logs as they grow: the first F real ratings,
+    and what followed, a minute apart. At the first step they have one more user, who is never asked about. A seed gives
+    a user the same random numbers under every recommender: compare them user by user.
 
     Args:
-        matrix: (n_items, E), rows as world.item_ids.
+        matrix: (n_items, E), rows as world.item_ids; more of them than frame_size, if none may be shown twice.
         length: steps at most; by default as in `MODES`. A session ends too when no film is left.
-        user_ids: who plays; by default all with more than frame_size ratings.
-        times, device: as in `Frames`; a film follows another by a minute.
+        user_ids: who plays; by default all with more than frame_size ratings. DataError for any other.
 
     Returns:
         One row a user and step, by user: user_id, step (from 0), item_id, rating, reward, expected, satiation, quits.
-
-    Raises:
-        DataError: as `Users`, and for scores of another shape than (U, n_items). A NaN among them comes last.
     """
     length, played = _steps(world, matrix, frame_size, mode, length), []
     user_idx, log, rating, when = world.begin(frame_size, user_ids)
-    satisfaction, uniforms = world.user_mean[user_idx], np.stack([_uniforms(seed, user, length) for user in user_idx])
+    satisfaction, uniforms = world.user_mean[user_idx], _uniforms(seed, user_idx, length)
     for step in range(length):
         users, free = world.user_ids[user_idx], may_show(world, log, mode)
         table = pd.DataFrame({"user_id": np.repeat(users, log.shape[1]), "item_id": world.item_ids[log].ravel(),
                               "rating": rating.ravel(), "timestamp": when.ravel()})
-        if step == 0:
-            stranger = table.iloc[[0] * (frame_size + 1)].assign(user_id=world.user_ids[-1] + 1)
-            table = pd.concat([table, stranger])
+        if step == 0:  # `Frames` want a transition
+            table = pd.concat([table, table.iloc[[0] * (frame_size + 1)].assign(user_id=world.user_ids[-1] + 1)])
         with torch.no_grad():
             scores = recommend(Frames(table, world.item_ids, matrix, frame_size, device, times=times), users)
         if scores.shape != free.shape:
-            raise DataError(f"a recommender's scores have shape {tuple(scores.shape)} instead of {free.shape}: one "
-                            f"row a user, one column an item")
+            raise DataError(f"a recommender's scores are {tuple(scores.shape)}, not {free.shape}: users by items")
         lowest = torch.finfo(torch.float32).min  # a film that may be shown, whatever its score, before one that may not
         scores = scores.float().cpu().nan_to_num(nan=lowest, neginf=lowest, posinf=torch.inf)
         shown = scores.masked_fill(~torch.as_tensor(free), -torch.inf).argmax(dim=1).numpy()
@@ -356,16 +298,12 @@ def play(world: World, recommend: Recommender, matrix: np.ndarray, frame_size: i
 def sessions(played: pd.DataFrame, world: World) -> pd.DataFrame:
     """Sum up what `play` returned, one row a user, by user_id.
 
-    Returns:
-        reward (the sum), length (films), diversity (1 − mean cosine over all pairs of films shown; NaN for
-        a single one), rating (the mean), quits (False: the session was cut off).
+    reward (the sum), length (films), diversity (1 − mean cosine over all pairs of films shown; NaN for a single one),
+    rating (the mean), quits (False: the session was cut off).
     """
-    def sums(values: pd.DataFrame | pd.Series) -> Any:
-        return values.groupby(played["user_id"]).sum()
-
-    n = played.groupby("user_id").size()
-    vectors = pd.DataFrame(world.similarity[pd.Index(world.item_ids).get_indexer(played["item_id"])], played.index)
-    pairs = (sums(vectors) ** 2).sum(axis=1) - sums((vectors ** 2).sum(axis=1))  # Σ over pairs, both ways round
-    diversity = 1 - pairs / (n * (n - 1)).where(n > 1)
-    return pd.DataFrame({"reward": sums(played["reward"]), "length": n, "diversity": diversity,
-                         "rating": sums(played["rating"]) / n, "quits": sums(played["quits"]) > 0})
+    who, n = played["user_id"], played.groupby("user_id").size()
+    sums = played[["reward", "rating", "quits"]].groupby(who).sum()
+    vectors = pd.DataFrame(world.similarity[rows_of(played["item_id"], world.item_ids)], played.index)
+    pairs = (vectors.groupby(who).sum() ** 2).sum(axis=1) - (vectors ** 2).sum(axis=1).groupby(who).sum()  # both ways
+    return pd.DataFrame({"reward": sums["reward"], "length": n, "diversity": 1 - pairs / (n * (n - 1)).where(n > 1),
+                         "rating": sums["rating"] / n, "quits": sums["quits"] > 0})
