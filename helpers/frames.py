@@ -84,7 +84,8 @@ class Frames(torch.utils.data.Dataset):
             raise DataError(f"no user has more than frame_size = {frame_size} ratings (the longest log has "
                             f"{self.log_length.max(initial=0)}): use a smaller frame")
         self.frame_size, self.embed_size = frame_size, int(item_matrix.shape[1])
-        self.device, self._pool, self._as_they_came = torch.device(device), Pool(), None
+        self.device, self._pool = torch.device(device), Pool()
+        self._as_they_came: tuple[Tensor, Tensor] | tuple[()] = ()  # items and ratings before ties were shuffled
         self.item_ids, put = np.asarray(item_ids), partial(torch.as_tensor, device=device)
         self.items = put(item_matrix, dtype=torch.float32).clone(memory_format=torch.contiguous_format)  # (n_items, E)
         self.item_idx = put(rows_of(ratings["item_id"], item_ids))            # (n_ratings,) rows of the item matrix
@@ -140,7 +141,7 @@ class Frames(torch.utils.data.Dataset):
         That order is arbitrary (in ML-100K half of the ratings share their second), so any is as true as the file's.
         The transitions keep their numbers and change what they hold. To go back, 8 bytes a rating are kept.
         """
-        if seed is None and self._as_they_came is None:
+        if seed is None and not self._as_they_came:
             return
         self._as_they_came = self._as_they_came or (self.item_idx.clone(), self.rating.clone())
         second = (~self.tied).cumsum(0).numpy()

@@ -63,8 +63,6 @@ def planted(n_users=80, n_items=50, share=0.5, noise=0.3):
                          "timestamp": np.arange(len(users))}), true
 
 
-# --- the rating model
-
 def test_a_planted_world_is_recovered_better_than_by_biases_alone():
     ratings, true = planted()
     new = np.ones(true.shape, bool)
@@ -78,10 +76,7 @@ def test_a_planted_world_is_recovered_better_than_by_biases_alone():
     assert world.rmse["factors"] < 0.7 * world.rmse["biases"] < 0.7 * world.rmse["mean"]
     assert world.n_factors in (2, 4) and 0.25 < world.noise < 0.5
     assert world.noise <= world.rmse["factors"]
-
-
-def test_without_factors_the_error_is_that_of_biases_alone():
-    world = fit_world(planted()[0], np.arange(50), np.eye(50), factors=())
+    world = fit_world(ratings, np.arange(50), np.eye(50), factors=())
     assert world.n_factors == 0 and world.rmse["factors"] == world.rmse["biases"]
 
 
@@ -107,32 +102,24 @@ def test_errors_are_those_of_one_ridge_regression_on_nine_tenths():
 
 def test_what_nobody_rated_is_an_average_film_and_the_order_of_rows_does_not_matter():
     ratings, _ = planted()
-    world = fit_world(ratings, np.arange(52), np.eye(52))
+    ratings["rating"] = ratings["rating"].round().clip(1, 5)
+    world = fit_world(ratings, np.arange(52), 3 * np.eye(52))
     assert world.items[50:].tolist() == [[1] + [0] * (1 + world.n_factors)] * 2
+    assert world.similarity.tolist() == np.eye(52).tolist() and world.stars.tolist() == [1, 2, 3, 4, 5]
+    assert world.user_mean[3] == pytest.approx(ratings["rating"][ratings["user_id"] == 3].mean())
+    assert set(play(world, recommenders.random(), matrix_of(world), F)["rating"]) <= {1, 2, 3, 4, 5}
     mixed = fit_world(ratings.sample(frac=1, random_state=0), np.arange(52), np.eye(52))
     np.testing.assert_array_equal(mixed.items, world.items)
     assert mixed.rmse == world.rmse and mixed.log.equals(world.log)
 
 
-def test_stars_are_those_of_the_data_and_means_are_the_users_own():
-    ratings, _ = planted()
-    ratings["rating"] = ratings["rating"].round().clip(1, 5)
-    world = fit_world(ratings, np.arange(50), np.eye(50))
-    assert world.stars.tolist() == [1, 2, 3, 4, 5]
-    assert world.user_mean[3] == pytest.approx(ratings["rating"][ratings["user_id"] == 3].mean())
-    assert set(play(world, recommenders.random(), matrix_of(world), F)["rating"]) <= {1, 2, 3, 4, 5}
-
-
 def test_a_session_begins_with_the_first_real_ratings(ratings, item_ids):
-    world = fit_world(ratings, item_ids, 3 * np.eye(5), factors=())
-    assert world.similarity.tolist() == np.eye(5).tolist()
+    world = fit_world(ratings, item_ids, np.eye(5), factors=())
     user_idx, item_idx, rating, when = world.begin(3)
     assert world.user_ids[user_idx].tolist() == [1, 7]  # 2 has three ratings, 5 has two
     assert item_ids[item_idx].tolist() == [[10, 20, 30], [50, 40, 30]]
     assert rating.tolist() == [[4, 0.5, 5], [3, 4, 2]] and when.tolist() == [[0, 100, 200]] * 2
 
-
-# --- a step
 
 def one_step(world, log, item, habits=PATIENT, uniforms=(0.5, 0.5), satisfaction=3.0, mode="free", user=0):
     answer, after = respond(world, habits, mode, np.array([user]), np.array([log]), np.array([satisfaction]),
@@ -140,17 +127,16 @@ def one_step(world, log, item, habits=PATIENT, uniforms=(0.5, 0.5), satisfaction
     return {name: value[0] for name, value in answer.items()} | {"satisfaction": after[0]}
 
 
-def test_satiation_of_three_films_by_hand():
+@pytest.mark.parametrize("log, item, change, satiation", [
+    ([0, 1], 2, {}, 0.5 * (4 / 5 + 0.25 * 3 / 5)),  # cosine 4/5 with the last film, 3/5 with the one before it
+    ([0, 1], 1, {}, 0.5), ([1, 0], 3, {}, 0), ([0, 1], 2, {"memory": 1}, 0.5 * 4 / 5), ([0, 1], 2, {"memory": 0}, 0),
+    ([0, 1], 2, {"satiation": 0}, 0),
+])
+def test_satiation_of_films_by_hand(log, item, change, satiation):
     world = world_of([[5, 5, 5, 5]], [[2, 0], [0, 1], [3, 4], [-1, 0]])
-    habits = PATIENT._replace(satiation=0.5, fading=0.25)
-    answer = one_step(world, [0, 1], 2, habits)  # cosine 4/5 with the last film, 3/5 with the one before it
-    assert answer["satiation"] == pytest.approx(0.5 * (4 / 5 + 0.25 * 3 / 5))
-    assert answer["expected"] == 5 and answer["rating"] == 4.5  # 5 − 0.475
-    assert one_step(world, [0, 1], 1, habits)["satiation"] == pytest.approx(0.5)
-    assert one_step(world, [1, 0], 3, habits)["satiation"] == 0  # the opposite of the last film
-    assert one_step(world, [0, 1], 2, habits._replace(memory=1))["satiation"] == pytest.approx(0.5 * 4 / 5)
-    assert one_step(world, [0, 1], 2, habits._replace(memory=0))["satiation"] == 0
-    assert one_step(world, [0, 1], 2)["satiation"] == 0
+    answer = one_step(world, log, item, PATIENT._replace(**{"satiation": 0.5, "fading": 0.25} | change))
+    assert answer["satiation"] == pytest.approx(satiation)
+    assert answer["expected"] == 5 and answer["rating"] == (4.5 if satiation else 5)
 
 
 @pytest.mark.parametrize("quantile, rating", [(0.5, 3), (0.8413447, 4), (0.1586553, 2), (0.9999, 5), (0.0, 1)])
@@ -170,8 +156,6 @@ def test_the_displeased_quit_with_the_chance_that_is_documented():
     assert pleased == [True, False]
 
 
-# --- modes
-
 def test_free_repeats_the_best_film_and_the_others_never_repeat(six_films):
     matrix = matrix_of(six_films)
     free = play(six_films, oracle(six_films), matrix, F, "free", 5, habits=PATIENT)
@@ -179,52 +163,38 @@ def test_free_repeats_the_best_film_and_the_others_never_repeat(six_films):
     for mode in ("no-repeat", "fixed-length"):
         played = play(six_films, oracle(six_films), matrix, F, mode, 50, habits=PATIENT)
         assert played.groupby("user_id")["item_id"].agg(sorted).tolist() == [[102, 103, 104, 105]] * 8  # none is left
-        falls = played.groupby("user_id")["expected"].agg(lambda values: values.is_monotonic_decreasing)
-        assert falls.all() and not played["quits"].any()
+        assert (played.groupby("user_id")["expected"].diff().dropna() <= 0).all() and not played["quits"].any()
+    world, log = world_of(np.ones((2, 4))), np.array([[0, 1], [2, 2]])
+    assert may_show(world, log, "free").all()
+    assert may_show(world, log, "no-repeat").tolist() == [[False, False, True, True], [True, True, False, True]]
 
 
-def test_a_displeased_user_leaves_unless_the_length_is_fixed():
-    world = world_of([[2] * 6, [5] * 6], user_mean=[4, 4])
-    habits = Habits(satiation=0, leave=0, impatience=1, decay=0)
-    lengths = {mode: play(world, recommenders.random(), matrix_of(world), F, mode, 4, habits=habits)
-               .groupby("user_id").size().tolist() for mode in simulator.MODES}
-    assert lengths == {"free": [1, 4], "no-repeat": [1, 4], "fixed-length": [4, 4]}
+@pytest.mark.parametrize("mode, quits, longest", [("free", [1, 4], 100), ("no-repeat", [1, 4], 100),
+                                                  ("fixed-length", [4, 4], 30)])
+def test_a_displeased_user_leaves_unless_the_length_is_fixed(mode, quits, longest):
+    world, impatient = world_of([[2] * 200, [5] * 200], user_mean=[4, 4]), Habits(0, leave=0, impatience=1, decay=0)
+    for habits, lengths, length in ((impatient, quits, 4), (PATIENT, [longest] * 2, None)):
+        played = play(world, recommenders.random(), matrix_of(world), F, mode, length, habits=habits)
+        assert played.groupby("user_id").size().tolist() == lengths
 
-
-def test_lengths_unless_told_otherwise():
-    world = world_of(np.full((2, 200), 5.0))
-    lengths = [len(play(world, recommenders.random(), matrix_of(world), F, mode, habits=PATIENT)) // 2
-               for mode in simulator.MODES]
-    assert lengths == [100, 100, 30]
-
-
-# --- play
 
 def test_what_a_recommender_is_shown(six_films):
     matrix, asked = matrix_of(six_films), []
 
     def recommend(history, user_ids):
         place = history.places(user_ids)
-        asked.append((user_ids, history.log_length[place], history.gap, history.last_states(user_ids)))
+        asked.append((user_ids, history.log_length[place], None, history.last_states(user_ids)))
         return recommenders.random(len(asked))(history, user_ids)
 
     played = play(six_films, recommend, matrix, F, "fixed-length", 3, times=True)
     assert [set(lengths) for _, lengths, *_ in asked] == [{2}, {3}, {4}]
-    state = asked[2][3][0]  # user 10 after two films
-    seen = played[played["user_id"] == 10][:2]
-    np.testing.assert_array_equal(state[:8], matrix[seen["item_id"] - 100].ravel())
-    np.testing.assert_array_equal(state[8:10], seen["rating"])
-    np.testing.assert_allclose(state[10:], 60 / 86_400)
-    np.testing.assert_allclose(asked[1][3][0][10:], [100 / 86_400, 60 / 86_400])
+    state, seen = asked[2][3][0], played[played["user_id"] == 10][:2]  # user 10 after two films
+    np.testing.assert_array_equal(state[:10], [*matrix[seen["item_id"] - 100].ravel(), *seen["rating"]])
+    np.testing.assert_allclose([*state[10:], *asked[1][3][0][10:]], np.array([60, 60, 100, 60]) / 86_400)
     assert all(user_ids.tolist() == list(range(10, 18)) for user_ids, *_ in asked)  # the stranger is not asked about
-
-
-def test_rows_of_play(six_films):
-    played = play(six_films, oracle(six_films), matrix_of(six_films), F)
     assert " ".join(played.columns) == "user_id step item_id rating reward expected satiation quits"
     assert (played["reward"] == reward_of(played["rating"])).all()
     assert (played["step"] == played.groupby("user_id").cumcount()).all() and played["user_id"].is_monotonic_increasing
-    assert (played["quits"] <= ~played["user_id"].duplicated(keep="last")).all()
 
 
 def test_the_same_seed_gives_the_same_whoever_else_plays_and_for_how_long(six_films):
@@ -248,17 +218,16 @@ def test_alternating_earns_more_where_the_best_film_satiates():
     world = world_of(np.tile([1.0, 1.0, 5.0, 4.5], (40, 1)), noise=0.5)
 
     def alternate(history, user_ids):
-        place = history.places(user_ids)
-        last = history.item_idx[torch.as_tensor(history.log_start[place] + history.log_length[place] - 1)].long()
-        return oracle(world)(history, user_ids).scatter(1, last[:, None], 0.0)
+        last = history.item_idx[torch.as_tensor(history.log_start + history.log_length - 1)].long()
+        return oracle(world)(history, user_ids).scatter(1, last[:len(user_ids), None], 0.0)  # less the stranger's
 
-    reward = {}
-    for habits in (Habits(satiation=1.5), PATIENT):
-        for name, recommend in (("best", oracle(world)), ("alternate", alternate)):
-            played = play(world, recommend, matrix_of(world), F, "free", 30, habits=habits)
-            reward[name, habits] = sessions(played, world)["reward"].mean()
-    assert reward["alternate", Habits(satiation=1.5)] > 1.5 * reward["best", Habits(satiation=1.5)]
-    assert reward["alternate", PATIENT] < reward["best", PATIENT]  # it is satiation that makes the difference
+    def reward(recommend, habits):
+        played = play(world, recommend, matrix_of(world), F, "free", 30, habits=habits)
+        return sessions(played, world)["reward"].mean()
+
+    satiable = Habits(satiation=1.5)
+    assert reward(alternate, satiable) > 1.5 * reward(oracle(world), satiable)
+    assert reward(alternate, PATIENT) < reward(oracle(world), PATIENT)  # it is satiation that makes the difference
 
 
 def test_sessions_by_hand():
@@ -272,33 +241,25 @@ def test_sessions_by_hand():
     assert table["diversity"][10] == pytest.approx(1 - (0 + 3 / 5 + 4 / 5) / 3) and np.isnan(table["diversity"][11])
 
 
-# --- the environment
-
 def make_env(world, **options):
     return gymnasium.make("recnn/Users-v0", world=world, frame_size=F, item_matrix=matrix_of(world), **options)
 
 
 @pytest.mark.parametrize("mode", simulator.MODES)
-def test_the_environment_passes_gymnasiums_check(six_films, mode):
+def test_the_environment_passes_gymnasiums_check_and_gives_the_numbers_of_play(six_films, mode):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(make_env(six_films, mode=mode).unwrapped)
-
-
-@pytest.mark.parametrize("mode", simulator.MODES)
-def test_the_environment_and_play_give_the_same_numbers(six_films, mode):
     played = play(six_films, recommenders.random(3), matrix_of(six_films), F, mode, 12, seed=5)
     env = make_env(six_films, mode=mode, length=12)
     for user_id, expected in played.groupby("user_id"):
         _, info = env.reset(seed=5, options={"user": user_id})
         assert info["user_id"] == user_id
-        rows = []
-        for item_id in expected["item_id"]:
-            _, reward, terminated, truncated, info = env.step(item_id - 100)
-            rows.append([info["rating"], reward, info["expected"], info["satiation"], terminated])
+        for row in expected.itertuples():
+            _, reward, terminated, truncated, info = env.step(row.item_id - 100)
+            assert (info["rating"], reward, terminated) == (row.rating, row.reward, row.quits)
+            assert [info["expected"], info["satiation"]] == pytest.approx([row.expected, row.satiation], rel=1e-12)
         assert terminated or truncated
-        np.testing.assert_allclose(np.array(rows, float), expected[["rating", "reward", "expected", "satiation",
-                                                                   "quits"]].to_numpy(float), rtol=1e-12)
 
 
 def test_an_observation_is_the_state_of_a_transition(six_films):
@@ -317,11 +278,8 @@ def test_an_observation_is_the_state_of_a_transition(six_films):
 
 def test_chance_chooses_among_all_users_and_a_seed_repeats_it(six_films):
     env = make_env(six_films)
-    _, info = env.reset(seed=0)
-    users = [info["user_id"], *(env.reset()[1]["user_id"] for _ in range(60))]
-    _, info = env.reset(seed=0)
-    assert users == [info["user_id"], *(env.reset()[1]["user_id"] for _ in range(60))]
-    assert set(users) == set(range(10, 18))
+    first, second = ([env.reset(seed=seed)[1]["user_id"] for seed in [0] + [None] * 60] for _ in range(2))
+    assert first == second and set(first) == set(range(10, 18))
 
 
 def test_a_refused_film_earns_the_lowest_reward_and_changes_nothing(six_films):
@@ -335,24 +293,12 @@ def test_a_refused_film_earns_the_lowest_reward_and_changes_nothing(six_films):
     assert masks().sum() == 4
     env.step(1)
     assert env.step(1)[2:4] == (False, True)  # an agent that insists is stopped by the length
-    env.reset(seed=0, options={"user": 11})
-    _, _, _, _, info = env.step(3)
-    assert not info["refused"] and not masks()[3] and masks().sum() == 3
-    env = make_env(six_films, habits=Habits(leave=1))
-    env.reset(seed=0)
-    assert [env.step(action)[2] for action in (1, 3)] == [False, True]  # nor does anyone leave over it
-
-
-def test_the_session_is_cut_off_when_no_film_is_left(six_films):
-    env = make_env(six_films, habits=PATIENT)
-    env.reset(seed=0)
-    assert [env.step(action)[2:4] for action in (2, 3, 4, 5)] == [(False, False)] * 3 + [(False, True)]
-
-
-def test_masks_are_those_of_the_mode():
-    world, log = world_of(np.ones((2, 4))), np.array([[0, 1], [2, 2]])
-    assert may_show(world, log, "free").all()
-    assert may_show(world, log, "no-repeat").tolist() == [[False, False, True, True], [True, True, False, True]]
+    for habits, actions, ends in ((Habits(leave=1), (1, 3), [(False, False), (True, False)]),  # nobody leaves over it
+                                  (PATIENT, (2, 3, 4, 5), [(False, False)] * 3 + [(False, True)])):  # no film is left
+        env = make_env(six_films, habits=habits)
+        env.reset(seed=0)
+        assert [env.step(action)[2:4] for action in actions] == ends
+    assert not env.get_wrapper_attr("action_masks")().any()
 
 
 def test_an_outside_agent_learns_unchanged():
@@ -363,41 +309,36 @@ def test_an_outside_agent_learns_unchanged():
                 target_update_interval=50, exploration_fraction=0.6, policy_kwargs={"net_arch": [32]}, seed=0)
     agent.learn(600)
     assert agent.get_env().env_method("action_masks")[0].all()  # as sb3-contrib asks
-    state, _ = env.reset(seed=0)
-    total = 0.0
+    (state, _), total = env.reset(seed=0), 0.0
     for _ in range(10):
         state, reward, *_ = env.step(agent.predict(state, deterministic=True)[0])
         total += reward
     assert total > 35  # always the best film: 50; at random: −8
 
 
-# --- bad input
+@pytest.mark.parametrize("change, words", [
+    ({"similarity": np.eye(4)}, r"\(4, 4\).*5 item ids"), ({"item_ids": np.array([50, 10, 10, 20, 30])}, "4 distinct"),
+    ({"similarity": np.full((5, 2), np.nan)}, "finite"), ({"item_ids": np.array([60, 10, 40, 20, 30])}, "50"),
+    ({"ratings": 9}, "9 ratings"),
+])
+def test_a_world_that_cannot_be_fitted_is_refused(ratings, item_ids, change, words):
+    given = {"ratings": 15, "item_ids": item_ids, "similarity": np.eye(5)} | change
+    with pytest.raises(DataError, match=words):
+        fit_world(**given | {"ratings": ratings[:given["ratings"]]})
 
-def test_bad_input_gets_a_sentence(six_films, ratings, item_ids):
-    matrix = matrix_of(six_films)
-    for sentence, call in {
-        "similarity has 4 rows for 5 item ids": lambda: fit_world(ratings, item_ids, np.eye(4)),
-        r"5 item ids \(4 distinct\)": lambda: fit_world(ratings, np.array([50, 10, 10, 20, 30]), np.eye(5)),
-        "similarity holds numbers that are not finite": lambda: fit_world(ratings, item_ids, np.full((5, 2), np.nan)),
-        "9 ratings make no world": lambda: fit_world(ratings[:9], item_ids, np.eye(5)),
-        "1 rated items are not among the item ids, e.g. item 50": lambda: fit_world(ratings, item_ids[1:], np.eye(4)),
-        "there is none of this world's users with more than frame_size = 3":
-            lambda: play(six_films, oracle(six_films), matrix, 3),
-        "user 99 is none of this world's users": lambda: play(six_films, oracle(six_films), matrix, F,
-                                                              user_ids=np.array([10, 99])),
-        "there is no mode 'endless': choose one of free, no-repeat, fixed-length":
-            lambda: play(six_films, oracle(six_films), matrix, F, "endless"),
-        "an item matrix of 5 rows for a world of 6 items": lambda: play(six_films, oracle(six_films), matrix[:5], F),
-        "a session of length 0 has no step": lambda: make_env(six_films, length=0),
-        "2 items leave none to show": lambda: play(world_of(np.ones((1, 3)))._replace(item_ids=np.arange(2)),
-                                                      recommenders.random(), matrix[:2], F),
-        r"scores have shape \(1, 6\) instead of \(8, 6\)":
-            lambda: play(six_films, lambda history, user_ids: torch.ones(1, 6), matrix, F),
-    }.items():
-        with pytest.raises(DataError, match=sentence):
-            call()
-    with pytest.raises(DataError, match="user 99 is none"):
-        make_env(six_films).reset(options={"user": 99})
+
+@pytest.mark.parametrize("change, words", [
+    ({"frame_size": 3}, "frame_size = 3"), ({"mode": "endless"}, "endless.*no-repeat"), ({"length": 0}, "0 steps"),
+    ({"matrix": np.ones((5, 4))}, "5 rows"), ({"frame_size": 6}, "frame_size = 6"), ({"user_ids": [10, 99]}, "user 99"),
+    ({"recommend": lambda history, user_ids: torch.ones(1, 6)}, r"\(1, 6\)"),
+])
+def test_a_session_that_cannot_be_played_is_refused(six_films, change, words):
+    given = {"recommend": oracle(six_films), "matrix": matrix_of(six_films), "frame_size": F}
+    with pytest.raises(DataError, match=words):
+        play(six_films, **given | change)
+    if change.keys() <= {"mode", "length"}:
+        with pytest.raises(DataError, match=words):
+            make_env(six_films, **change)
 
 
 def test_recommenders_of_the_other_lens_play_unchanged():

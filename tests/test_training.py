@@ -53,12 +53,15 @@ def test_ties_are_put_in_another_order_at_every_pass(twenty_users, shuffle_ties)
 
 
 @pytest.mark.parametrize("fault, step, back, words", [
-    (float("nan"), 5, 4, "loss is nan"), (float("inf"), 5, 4, "loss is inf"), (-2e6, 3, 2, "loss is -2e+06"),
+    (float("nan"), 1, 0, "loss is nan"), (float("nan"), 5, 4, "loss is nan"), (float("inf"), 5, 4, "loss is inf"),
+    (-2e6, 3, 2, "loss is -2e+06"),
     ("weight", 4, 2, "weight holds"), ("weight", 7, 6, "weight holds"), ("optimiser", 4, 2, "optimiser holds"),
     (ValueError("3 errors are NaN\nand more"), 5, 4, "3 errors are NaN;")])
 def test_what_goes_wrong_stops_with_a_sentence_and_all_parts_go_back(frames, fault, step, back, words):
     weight, numbers = torch.nn.Linear(1, 1, bias=False), itertools.count(1)
     optimiser = torch.optim.SGD(weight.parameters(), 0.1, momentum=0.9)
+    weight.weight.data.zero_()
+    optimiser.state[weight.weight]["momentum_buffer"] = torch.zeros(1, 1)
 
     @torch.no_grad()
     def update(index):

@@ -64,9 +64,9 @@ class World(NamedTuple):
     items: np.ndarray       # (n_items, 2 + K): 1, bias, K factors; but for the 1 all is 0 of one that nobody rated
     stars: np.ndarray       # the ratings there are, ascending
     noise: float            # standard deviation of the held-out residual; rounding adds to it, clipping takes away
-    rmse: dict[str, float]  # of the "mean", "biases" and "factors", on a held-out tenth, which flatters the last:
-    n_factors: int          # for it chose K (0: biases alone)
-    ridge: float            # and the ridge. Then all was fitted again, on all ratings
+    rmse: dict[str, float]  # of "mean", "biases", "factors" on a held-out tenth, which chose K and ridge
+    n_factors: int          # K; 0: biases alone
+    ridge: float            # of factors. Then all was fitted again, on all ratings
 
     def expected(self, user_idx: np.ndarray, item_idx: np.ndarray) -> np.ndarray:
         """Return what users expect of items, in stars, clipped to those there are; indices broadcast."""
