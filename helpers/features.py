@@ -86,8 +86,11 @@ def standardise(values: np.ndarray) -> np.ndarray:
     >>> standardise(np.array([[1, 7, np.nan], [3, 7, np.nan], [np.nan, 7, np.nan]])).tolist()
     [[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     """
+    values = np.asarray(values, np.float64)
+    if not values.size:  # of a catalogue without any number
+        return values.astype(np.float32)
     with np.errstate(invalid="ignore"):  # nothing known in a column
-        return np.nan_to_num(StandardScaler().fit_transform(np.asarray(values, np.float64))).astype(np.float32)
+        return np.nan_to_num(StandardScaler().fit_transform(values)).astype(np.float32)
 
 
 def svd(matrix: np.ndarray | sparse.spmatrix, n: int, seed: int = 0) -> np.ndarray:

@@ -190,3 +190,7 @@ def test_an_item_matrix_whitens_all_blocks_with_little_weight_for_numbers_and_re
     by_hand = joined(blocks | {"numbers": numbers} | behaviour(log, np.arange(40)), {"numbers": 0.3})
     np.testing.assert_allclose(matrix, pca(by_hand, 8, whiten=True)[0], atol=1e-5)
     assert not np.allclose(features.item_matrix(log[log["timestamp"] < 9], infos, vectors, 8), matrix, atol=1e-2)
+
+
+def test_a_catalogue_without_numbers_has_none_to_standardise():
+    assert standardise(np.zeros((5, 0))).shape == (5, 0)

@@ -53,7 +53,8 @@ def test_ties_are_put_in_another_order_at_every_pass(twenty_users, shuffle_ties)
 
 
 @pytest.mark.parametrize("fault, step, back, words", [
-    (float("nan"), 1, 0, "loss is nan"), (float("nan"), 5, 4, "loss is nan"), (float("inf"), 5, 4, "loss is inf"),
+    (float("nan"), 1, 0, "loss is nan"), (float("nan"), 5, 4, "loss is nan"),
+    (float("inf"), 5, 4, "loss is inf"),
     (-2e6, 3, 2, "loss is -2e+06"),
     ("weight", 4, 2, "weight holds"), ("weight", 7, 6, "weight holds"), ("optimiser", 4, 2, "optimiser holds"),
     (ValueError("3 errors are NaN\nand more"), 5, 4, "3 errors are NaN;")])
