@@ -27,7 +27,8 @@ def world_of(expected, similarity=None, user_mean=3.0, noise=0.0, stars=HALF_STA
     log = pd.DataFrame({"user_idx": users.repeat(3), "item_idx": np.tile(np.arange(3), n_users),
                         "rating": np.float32(3), "timestamp": np.tile([0, 100, 200], n_users)})
     return World(np.arange(n_items) + 100, normalize(np.eye(n_items) if similarity is None else similarity), users + 10,
-                 log, 3 * users, np.full(n_users, 3), np.full(n_users, user_mean), np.c_[0 * users, 0 * users + 1, expected],
+                 log, 3 * users, np.full(n_users, 3), np.full(n_users, user_mean),
+                 np.c_[0 * users, 0 * users + 1, expected],
                  np.eye(n_items, n_items + 2, 2) + np.eye(1, n_items + 2), np.float32(stars), noise, {}, n_items, 0.0)
 
 
@@ -282,7 +283,8 @@ def test_a_world_that_cannot_be_fitted_is_refused(ratings, item_ids, change, wor
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"frame_size": 3}, "0 of .*frame_size = 3"), ({"mode": "endless"}, "endless.*no-repeat"), ({"length": 0}, "0 steps"),
+    ({"frame_size": 3}, "0 of .*frame_size = 3"), ({"mode": "endless"}, "endless.*no-repeat"),
+    ({"length": 0}, "0 steps"),
     ({"matrix": np.ones((5, 4))}, "5 rows"), ({"frame_size": 6}, "6 unless"), ({"user_ids": [10, 99]}, "user 99"),
     ({"recommend": lambda history, user_ids: torch.ones(1, 6)}, r"\(1, 6\)"),
 ])
