@@ -112,3 +112,9 @@ def test_on_a_gpu_it_says_the_same():
     there = term(Frames(pd.DataFrame(rows, columns=["user_id", "item_id", "rating"]).assign(timestamp=range(3)), IDS,
                           ITEMS, 1, "cuda"), np.array([1]))
     assert torch.allclose(there.cpu(), term(frames_of(rows), np.array([1])))
+
+
+def test_a_single_candidate_is_ranked_first_whatever_the_critic_says():
+    log_p, q = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[5.0]])
+    for beta in (0.5, torch.inf):
+        assert ddpg.rerank(log_p, q, torch.tensor([[2]]), beta).argsort(descending=True).tolist() == [[2, 0, 1]]

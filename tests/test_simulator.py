@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from sklearn.linear_model import Ridge
 from sklearn.preprocessing import normalize
+from stable_baselines3 import DQN
 
 from helpers import recommenders
 from helpers.extra import simulator
@@ -26,9 +28,9 @@ def world_of(expected, similarity=None, user_mean=3.0, noise=0.0, stars=HALF_STA
     users = np.arange(n_users)
     log = pd.DataFrame({"user_idx": users.repeat(3), "item_idx": np.tile(np.arange(3), n_users),
                         "rating": np.float32(3), "timestamp": np.tile([0, 100, 200], n_users)})
-    return World(np.arange(n_items) + 100, normalize(np.eye(n_items) if similarity is None else similarity), users + 10,
-                 log, 3 * users, np.full(n_users, 3), np.full(n_users, user_mean),
-                 np.c_[0 * users, 0 * users + 1, expected],
+    similarity = normalize(np.eye(n_items) if similarity is None else similarity)
+    return World(np.arange(n_items) + 100, similarity, users + 10, log, 3 * users, np.full(n_users, 3),
+                 np.full(n_users, user_mean), np.c_[0 * users, 0 * users + 1, expected],
                  np.eye(n_items, n_items + 2, 2) + np.eye(1, n_items + 2), np.float32(stars), noise, {}, n_items, 0.0)
 
 
@@ -77,19 +79,19 @@ def test_errors_are_those_of_one_ridge_regression_on_nine_tenths():
     ratings = pd.DataFrame({"user_id": np.repeat([7, 8, 9, 10], 5), "item_id": np.tile([1, 2, 3, 4, 5], 4),
                             "rating": rng.integers(1, 6, size=20).astype(np.float32), "timestamp": range(20)})
     world = fit_world(ratings, np.arange(1, 6), np.eye(5), factors=())
-    order = np.random.default_rng(0).permutation(20)
+    order, rating = np.random.default_rng(0).permutation(20), ratings["rating"].to_numpy(np.float64)
     held_out, rest = order[:2], order[2:]
-    rating = ratings["rating"].to_numpy(np.float64)
-    mean = rating[rest].mean()
     x = np.c_[np.repeat(np.eye(4), 5, axis=0), np.tile(np.eye(5), (4, 1))]  # whose rating, of what
-    bias = np.linalg.solve(x[rest].T @ x[rest] + simulator.BIAS_RIDGE * np.eye(9), x[rest].T @ (rating[rest] - mean))
-    error = rating[held_out] - (mean + x[held_out] @ bias).clip(1, 5)
-    assert world.rmse["mean"] == pytest.approx(np.sqrt(np.mean((rating[held_out] - mean) ** 2)), rel=1e-6)
-    assert world.rmse["biases"] == pytest.approx(np.sqrt((error[0] ** 2 + error[1] ** 2) / 2), rel=1e-3)
-    assert world.noise == pytest.approx(abs(error[0] - error[1]) / 2, rel=1e-3)
-    bias = np.linalg.solve(x.T @ x + simulator.BIAS_RIDGE * np.eye(9), x.T @ (rating - rating.mean()))  # on all
-    np.testing.assert_allclose(world.expected(np.arange(4)[:, None], np.arange(5)).ravel(), rating.mean() + x @ bias,
-                               atol=1e-3)
+
+    def guess(rows):
+        ridge = Ridge(simulator.BIAS_RIDGE, fit_intercept=False).fit(x[rows], rating[rows] - rating[rows].mean())
+        return rating[rows].mean() + ridge.predict(x)
+
+    error = rating[held_out] - guess(rest)[held_out].clip(1, 5)
+    assert world.rmse["mean"] == pytest.approx(((rating[held_out] - rating[rest].mean()) ** 2).mean() ** 0.5, rel=1e-6)
+    assert [world.rmse["biases"], world.noise] == pytest.approx([(error ** 2).mean() ** 0.5, error.std()], rel=1e-3)
+    expected = world.expected(np.arange(4)[:, None], np.arange(5))
+    np.testing.assert_allclose(expected.ravel(), guess(order), atol=1e-3)  # fitted on all
 
 
 def test_what_nobody_rated_is_an_average_film_and_the_order_of_rows_does_not_matter():
@@ -203,6 +205,18 @@ def test_nan_and_minus_infinity_come_last_but_before_what_may_not_be_shown(six_f
     assert played["item_id"].tolist() == [105, 104, 102, 103] * 8
 
 
+def test_alternating_earns_more_where_the_best_film_satiates():
+    world = world_of(np.tile([1.0, 1.0, 5.0, 4.5], (40, 1)), noise=0.5)
+
+    def reward(films, satiation):
+        scores, habits = iter(torch.eye(4)[films * 15]), PATIENT._replace(satiation=satiation)
+        played = play(world, lambda history, user_ids: next(scores).expand(len(user_ids), -1), matrix_of(world), F,
+                      "free", 30, habits=habits)
+        return sessions(played, world)["reward"].mean()
+
+    assert reward([2, 3], 0.5) > reward([2, 2], 0.5) + 30 and reward([2, 3], 0) < reward([2, 2], 0)
+
+
 def test_sessions_by_hand():
     world = world_of(np.full((2, 4), 3.0), [[1, 0], [0, 1], [3, 4], [-1, 0]])
     played = pd.DataFrame({"user_id": [10, 10, 10, 11], "step": [0, 1, 2, 0], "item_id": [100, 101, 102, 103],
@@ -272,6 +286,15 @@ def test_a_refused_film_earns_the_lowest_reward_and_changes_nothing(six_films):
     assert not env.get_wrapper_attr("action_masks")().any()
 
 
+def test_an_outside_agent_learns_unchanged():
+    env = make_env(world_of(np.tile([1.0, 1.5, 1.0, 5.0, 1.5, 1.0], (4, 1))), mode="free", length=10, habits=PATIENT)
+    agent = DQN("MlpPolicy", env, gamma=0.5, learning_rate=1e-2, learning_starts=50, train_freq=1, batch_size=32,
+                target_update_interval=50, exploration_fraction=0.6, policy_kwargs={"net_arch": [32]}, seed=0)
+    agent.learn(600)
+    assert agent.predict(env.reset(seed=0)[0], deterministic=True)[0] == 3
+    assert agent.get_env().env_method("action_masks")[0].all()  # as sb3-contrib asks
+
+
 @pytest.mark.parametrize("change, words", [
     ({"similarity": np.eye(4)}, r"\(4, 4\).*5 item ids"), ({"item_ids": np.array([50, 10, 10, 20, 30])}, "4 distinct"),
     ({"similarity": np.full((5, 2), np.nan)}, "finite"), ({"item_ids": np.array([60, 10, 40, 20, 30])}, "ids 50"),
@@ -283,7 +306,7 @@ def test_a_world_that_cannot_be_fitted_is_refused(ratings, item_ids, change, wor
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"frame_size": 3}, "0 of .*frame_size = 3"), ({"mode": "endless"}, "endless.*no-repeat"),
+    ({"frame_size": 3}, "^0 of"), ({"mode": "endless"}, "endless.*no-repeat"),
     ({"length": 0}, "0 steps"),
     ({"matrix": np.ones((5, 4))}, "5 rows"), ({"frame_size": 6}, "6 unless"), ({"user_ids": [10, 99]}, "user 99"),
     ({"recommend": lambda history, user_ids: torch.ones(1, 6)}, r"\(1, 6\)"),

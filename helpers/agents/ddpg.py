@@ -105,7 +105,7 @@ def new_agent(seed: int, frame_size: int, embed_size: int, learning_rate: float,
 
 def rerank(log_p: Tensor, q: Tensor, candidates: Tensor, beta: float) -> Tensor:
     """Return scores (B, n) with the candidates (B, k) on top, ordered by log p + β·z(Q); q (B, k), log_p (B, n)."""
-    z = (q - q.mean(dim=1, keepdim=True)) / q.std(dim=1, keepdim=True).clamp(min=1e-6)
+    z = (q - q.mean(dim=1, keepdim=True)) / q.std(dim=1, keepdim=True).nan_to_num().clamp(min=1e-6)
     score = z if beta == torch.inf else log_p.gather(1, candidates) + beta * z
     below = log_p - log_p.max() - 1 + score.min()  # whatever is no candidate comes after the last of them
     return below.scatter(1, candidates, score)
