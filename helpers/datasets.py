@@ -235,9 +235,8 @@ def from_frame(table: Any, user: str = "user_id", item: str = "item_id", rating:
     user_ids, user_names = _numbered(table[user], "user_id", users)
     item_ids, item_names = _numbered(table[item], "item_id", items)
     given = table.assign(stars=stars)["stars"] if rating is None else table[rating]
-    plain = _plain(given)
-    values = pd.to_numeric(pd.Series(plain), errors="coerce").to_numpy(np.float64)
-    good = (values >= 0.5) & (values <= 5) & (2 * values == np.floor(2 * values)) & (plain.dtype != bool)
+    values = pd.to_numeric(pd.Series(_plain(given)), errors="coerce").to_numpy(np.float64)
+    good = (values >= 0.5) & (values <= 5) & (2 * values == np.floor(2 * values))
     ones = rating is not None and len(values) > 1 and (values == 1).all()
     _refuse(~good | ones, given, "is not one of 0.5, 1, 1.5, …, 5, or is 1 in every row: rescale the column, drop such "
             "rows, or leave it out (rating=None) if a row says only that it happened")
@@ -334,7 +333,7 @@ def _times(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
         times = min(pd.to_numeric(text, errors="coerce"), dates, key=lambda read: read.isna().sum()).to_numpy()
         _refuse(pd.isna(times), values, "is neither a number of seconds since 1970 nor a date as 2024-05-01 12:00; "
                 "pd.to_datetime makes dates of others")
-    seconds = times.astype("datetime64[s]").astype(np.int64) if times.dtype.kind == "M" else np.floor(times)
+    seconds = times.astype("datetime64[s]").astype(np.int64) if times.dtype.kind == "M" else times
     _refuse(~((seconds >= 0) & (seconds <= LATEST)), values, "is not between 1970 and 2100, in seconds since 1970; if "
             "the column counts milliseconds: pd.to_datetime(…, unit='ms')")
     if times.dtype.kind != "M" and times.max() < 21_000_000:

@@ -211,7 +211,7 @@ class Frames(torch.utils.data.Dataset):
         rows = first + length + torch.arange(-self.frame_size, 0, device=self.device)
         real, rows = rows >= first, rows.maximum(first)
         state = flatten(self.items[self.item_idx[rows]] * real.unsqueeze(2), self.rating[rows] * real)
-        return state if self.gap is None else torch.cat([state, self.gap[rows] * real], dim=1)
+        return state if self.gap is None else torch.cat([state, self.gap[rows]], dim=1)  # 0 at a log's first
 
 
 def flatten(vectors: Tensor, rating: Tensor) -> Tensor:

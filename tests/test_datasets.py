@@ -317,6 +317,7 @@ def test_own_table_becomes_ratings_and_is_left_as_it_is():
     assert users.to_dict() == {1: "bob", 2: "eve"} and items.to_dict() == {9: 9, 70: 70}
     assert (users.index.name, items.index.name) == ("user_id", "item_id")
     pd.testing.assert_frame_equal(table, CLICKS)
+    assert datasets.in_order(ratings[:1:-1])["item_id"].tolist() == [9, 70]
     for one, other in zip(from_frame(table[::-1], rating="stars", **COLUMNS)[1:], (users, items), strict=True):
         pd.testing.assert_series_equal(one, other)
 
@@ -390,14 +391,16 @@ def test_bad_value_of_an_own_table_is_shown_with_its_row(column, value, sentence
 
 
 @pytest.mark.parametrize("column", ["user_id", "item_id", "rating", "timestamp"])
-@pytest.mark.parametrize("values, sentence", [([0.0, "0", "X-1"], "several kinds"), ([[1], [1, 2], [3]], "lists")])
+@pytest.mark.parametrize("values, sentence", [([0.0, "0", "X-1"], "several kinds"), ([[1], [1, 2], [3]], "lists"),
+                                              ([2**70, 1, 2], "too large")])
 def test_a_column_of_several_kinds_or_of_lists_is_refused(column, values, sentence):
     table = pd.DataFrame({"user_id": 1, "item_id": 1, "rating": 3.0, "timestamp": [1, 2, 3]}).assign(**{column: values})
     with pytest.raises(DataError, match=f"the table: {column} holds .*{sentence}"):
         from_frame(table, rating="rating")
 
 
-@pytest.mark.parametrize("column, values", [("bought", [1, 1]), ("clicked", [True, False]), ("text", ["1", "1"])])
+@pytest.mark.parametrize("column, values", [("bought", [1, 1]), ("clicked", [True, True]), ("either", [True, False]),
+                                            ("text", ["1", "1"])])
 def test_ones_are_no_stars(column, values):
     table = pd.DataFrame({"user_id": ["a", "b"], "item_id": [1, 2], "timestamp": [1, 2], column: values})
     with pytest.raises(DataError, match="rating=None"):
@@ -453,6 +456,8 @@ def test_a_second_table_goes_on_with_the_numbers_of_the_first(first, later, numb
     ratings, users, names = from_frame(table, users=users, items=items)
     assert ratings["user_id"].tolist() == [1, 2] and users.to_dict() == {1: "eve", 2: "bob"}
     assert ratings["item_id"].tolist() == numbers and names.to_dict() == own
+    catalogue = items_from_frame(pd.DataFrame({"item_id": later, "title": "A"}), genres=None, items=items)
+    assert catalogue["item_id"].tolist() == numbers[::-1]
 
 
 class Lent:

@@ -155,6 +155,12 @@ def test_pickle_that_calls_anything_is_refused_and_does_not_call(tmp_path, monke
     assert names(tmp_path) == ["v.p"]
 
 
+def test_pickle_that_asks_for_more_of_an_array_is_refused(tmp_path):
+    (tmp_path / "v.p").write_bytes(b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.")
+    with pytest.raises(DataError, match=r"asks for numpy\.ndarray\.tofile"):
+        read_vectors(tmp_path / "v.p")
+
+
 def test_cut_damaged_or_other_bytes_get_a_sentence(tmp_path):
     whole = pickle.dumps({1: np.arange(4, dtype=np.float32)})
     others = map(pickle.dumps, ([1, "a"], "text", {1: "text"}, {1: [0.5]}, {"a": np.zeros(1)}))

@@ -144,10 +144,10 @@ def test_a_file_without_text_and_a_log_without_clicks_are_refused(raw, name):
 def test_states_and_counts_hold_what_was_clicked_before_that_second(read):
     log = read()
     frames, ratings = frames_of(log), log.ratings
-    states = states_before(frames, ratings, np.array([2, 2, 2, 2, 1, 1, 3]),
-                           NOON + np.array([1, 2, -10**6, 10**6, -43201, -43200, 0]))
+    states = states_before(frames, ratings, np.array([2, 2, 2, 2, 1, 1, 3, 1]),
+                           NOON + np.array([1, 2, -10**6, 10**6, -43201, -43200, 0, 10**12]))
     assert states.tolist() == [[3, 4, 7, 8, 5, 5], [3, 4, 5, 6, 5, 5], [0] * 6, [3, 4, 5, 6, 5, 5],
-                               [0] * 6, [0, 0, 1, 2, 0, 5], [0] * 6]
+                               [0] * 6, [0, 0, 1, 2, 0, 5], [0] * 6, [0, 0, 1, 2, 0, 5]]
     assert torch.equal(states[[3]], frames.last_states(np.array([2])))
     of_pages = news.states_of_pages(frames, news.pages_of(log), np.arange(6))  # the last two were clicked on one page
     assert torch.equal(of_pages, states_before(frames, ratings, ratings["user_id"], ratings["timestamp"]))

@@ -75,13 +75,13 @@ def test_a_planted_world_is_recovered_better_than_by_biases_alone():
 
 
 def test_errors_are_those_of_one_ridge_regression_on_nine_tenths():
-    rng = np.random.default_rng(3)
-    ratings = pd.DataFrame({"user_id": np.repeat([7, 8, 9, 10], 5), "item_id": np.tile([1, 2, 3, 4, 5], 4),
-                            "rating": rng.integers(1, 6, size=20).astype(np.float32), "timestamp": range(20)})
-    world = fit_world(ratings, np.arange(1, 6), np.eye(5), factors=())
-    order, rating = np.random.default_rng(0).permutation(20), ratings["rating"].to_numpy(np.float64)
-    held_out, rest = order[:2], order[2:]
-    x = np.c_[np.repeat(np.eye(4), 5, axis=0), np.tile(np.eye(5), (4, 1))]  # whose rating, of what
+    users, items = np.repeat(np.arange(8), 8), np.tile(np.arange(8), 8)
+    rating = (3 + np.linspace(-4, 3, 8)[users] + np.linspace(-3, 3, 8)[items]).round().clip(1, 5)
+    ratings = pd.DataFrame({"user_id": users + 7, "item_id": items, "rating": np.float32(rating), "timestamp": 0})
+    world = fit_world(ratings, np.arange(8), np.eye(8), factors=())
+    order = np.random.default_rng(0).permutation(64)
+    held_out, rest = order[:6], order[6:]
+    x = np.c_[np.eye(8)[users], np.eye(8)[items]]  # whose rating, of what
 
     def guess(rows):
         ridge = Ridge(simulator.BIAS_RIDGE, fit_intercept=False).fit(x[rows], rating[rows] - rating[rows].mean())
@@ -90,8 +90,7 @@ def test_errors_are_those_of_one_ridge_regression_on_nine_tenths():
     error = rating[held_out] - guess(rest)[held_out].clip(1, 5)
     assert world.rmse["mean"] == pytest.approx(((rating[held_out] - rating[rest].mean()) ** 2).mean() ** 0.5, rel=1e-6)
     assert [world.rmse["biases"], world.noise] == pytest.approx([(error ** 2).mean() ** 0.5, error.std()], rel=1e-3)
-    expected = world.expected(np.arange(4)[:, None], np.arange(5))
-    np.testing.assert_allclose(expected.ravel(), guess(order), atol=1e-3)  # fitted on all
+    np.testing.assert_allclose(world.expected(users, items), guess(order).clip(1, 5), atol=1e-3)  # fitted on all
 
 
 def test_what_nobody_rated_is_an_average_film_and_the_order_of_rows_does_not_matter():
@@ -144,7 +143,7 @@ def test_noise_is_normal_rounded_and_clipped(quantile, rating):
     (1, 0.099, "free", True), (1, 0.101, "free", False), (0, 0.0, "fixed-length", False),
 ])
 def test_the_displeased_quit_with_the_chance_that_is_documented(item, uniform, mode, quits):
-    world, habits = world_of([[2, 5, 5]], user_mean=4.0), Habits(satiation=0, leave=0.1, impatience=0.5, decay=0.75)
+    world, habits = world_of([[2.2, 5, 5]], user_mean=4.0), Habits(satiation=0, leave=0.1, impatience=0.5, decay=0.75)
     answer = one_step(world, [1, 2], item, habits, (0.5, uniform), satisfaction=4.0, mode=mode)
     assert answer["quits"] == quits and answer["satisfaction"] == (4.25 if item else 3.5)  # 3/4 · 4 + 1/4 · 2
 
@@ -193,6 +192,8 @@ def test_the_same_seed_gives_the_same_whoever_else_plays_and_for_how_long(six_fi
     made = partial(play, six_films, oracle(six_films), matrix_of(six_films), F, "free")
     whole = made(length=20)
     assert whole.equals(made(length=20)) and not whole.equals(made(length=20, seed=1))
+    alike = world_of(np.full((8, 6), 3.0), noise=1.0)
+    assert play(alike, oracle(alike), matrix_of(alike), F, length=1)["rating"].nunique() > 1  # chance is their own
     some = made(length=20, user_ids=np.array([15, 11, 15]))
     pd.testing.assert_frame_equal(some, whole[whole["user_id"].isin([11, 15])].reset_index(drop=True))
     pd.testing.assert_frame_equal(made(length=3), whole[whole["step"] < 3].reset_index(drop=True))
@@ -259,6 +260,7 @@ def test_an_observation_is_the_state_of_a_transition(six_films):
         history = Frames(log.astype({"item_id": int}), six_films.item_ids, matrix, F)
         np.testing.assert_array_equal(state, history.last_states(np.array([12]))[0])
     assert state.shape == env.observation_space.shape == (F * (4 + 1),) and state.dtype == np.float32
+    assert env.observation_space.low[-F:].tolist() == [0.5] * F and env.observation_space.high[-F:].tolist() == [5] * F
 
 
 def test_chance_chooses_among_all_users_and_a_seed_repeats_it(six_films):
@@ -278,9 +280,10 @@ def test_a_refused_film_earns_the_lowest_reward_and_changes_nothing(six_films):
     assert masks().sum() == 4
     env.step(1)
     assert env.step(1)[2:4] == (False, True)  # an agent that insists is stopped by the length
-    for habits, actions, ends in ((Habits(leave=1), (1, 3), [(False, False), (True, False)]),  # nobody leaves over it
-                                  (PATIENT, (2, 3, 4, 5), [(False, False)] * 3 + [(False, True)])):  # no film is left
-        env = make_env(six_films, habits=habits)
+    for habits, length, actions, ends in (
+            (Habits(leave=1), 2, (1, 3), [(False, False), (True, False)]),                 # nobody leaves over it
+            (PATIENT, 9, (2, 3, 4, 5), [(False, False)] * 3 + [(False, True)])):  # until no film is left
+        env = make_env(six_films, habits=habits, length=length)
         env.reset(seed=0)
         assert [env.step(action)[2:4] for action in actions] == ends
     assert not env.get_wrapper_attr("action_masks")().any()
@@ -306,7 +309,7 @@ def test_a_world_that_cannot_be_fitted_is_refused(ratings, item_ids, change, wor
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"frame_size": 3}, "^0 of"), ({"mode": "endless"}, "endless.*no-repeat"),
+    ({"frame_size": 3}, "^0 of"), ({"mode": "endless", "length": 9}, "endless.*no-repeat"),
     ({"length": 0}, "0 steps"),
     ({"matrix": np.ones((5, 4))}, "5 rows"), ({"frame_size": 6}, "6 unless"), ({"user_ids": [10, 99]}, "user 99"),
     ({"recommend": lambda history, user_ids: torch.ones(1, 6)}, r"\(1, 6\)"),
@@ -314,3 +317,5 @@ def test_a_world_that_cannot_be_fitted_is_refused(ratings, item_ids, change, wor
 def test_a_session_that_cannot_be_played_is_refused(six_films, change, words):
     with pytest.raises(DataError, match=words):
         play(six_films, **{"recommend": oracle(six_films), "matrix": matrix_of(six_films), "frame_size": F} | change)
+    with pytest.raises(DataError, match="7 rows"):
+        simulator.Users(six_films, F, np.ones((7, 4)))
