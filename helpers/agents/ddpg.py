@@ -32,7 +32,8 @@ class DDPGSettings:
         return dict(learning_rate=self.learning_rate, encoder=self.encoder, critic_dropout=self.critic_dropout)
 
     def for_update(self) -> dict:
-        return dict(gamma=self.gamma, tau=self.tau, decay=self.decay, future=self.future)
+        return dict(gamma=self.gamma, tau=self.tau, decay=self.decay, future=self.future,
+                    value_weight=self.value_weight)
 
 
 def td_target(reward: Tensor, next_q: Tensor, done: Tensor, gamma: float, stop_at_done: bool = False) -> Tensor:
