@@ -150,11 +150,6 @@ class Frames(torch.utils.data.Dataset):
         for field, as_it_came in zip((self.item_idx, self.rating), self._as_they_came, strict=True):
             field.copy_(as_it_came[order])
 
-    def log_hash(self) -> str:
-        """Return the sha256 of which items were rated how, and which windows are transitions."""
-        fields = (self.item_idx, self.rating, self.start)
-        return hashlib.sha256(b"".join(field.cpu().numpy().tobytes() for field in fields)).hexdigest()
-
     def next_items(self, index: Tensor, n: int = 1) -> Tensor:
         """Return (B, n) rows of the item matrix: each logged action and the n − 1 after it; −1 beyond the log."""
         rows, within = self._next_rows(index, n)
@@ -206,12 +201,16 @@ class Frames(torch.utils.data.Dataset):
     def last_states(self, user_ids: np.ndarray) -> Tensor:
         """Return (n_users, F·(E+1)): the frame at the end of each user's log, padded with zeros at its old end."""
         place = self.places(user_ids)
-        first, length = (torch.as_tensor(field[place], device=self.device).unsqueeze(1)
-                         for field in (self.log_start, self.log_length))
-        rows = first + length + torch.arange(-self.frame_size, 0, device=self.device)
-        real, rows = rows >= first, rows.maximum(first)
+        return self.states_until(self.log_start[place], (self.log_start + self.log_length)[place])
+
+    def states_until(self, first: np.ndarray, end: np.ndarray) -> Tensor:
+        """Return (n, F·(E+1)): the last F of the ratings `first` … `end` − 1, padded with zeros at their old end."""
+        rows = torch.as_tensor(end, device=self.device).unsqueeze(1)
+        rows = rows + torch.arange(-self.frame_size, 0, device=self.device)
+        real = rows >= torch.as_tensor(first, device=self.device).unsqueeze(1)
+        rows = rows * real  # where there is none the very first, whose gap is 0
         state = flatten(self.items[self.item_idx[rows]] * real.unsqueeze(2), self.rating[rows] * real)
-        return state if self.gap is None else torch.cat([state, self.gap[rows]], dim=1)  # 0 at a log's first
+        return state if self.gap is None else torch.cat([state, self.gap[rows]], dim=1)
 
 
 def flatten(vectors: Tensor, rating: Tensor) -> Tensor:

@@ -10,12 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import torch
 from torch import Tensor
 
 from helpers.datasets import RATING_COLUMNS, RATING_TYPES, in_order
 from helpers.files import DataError
-from helpers.frames import Frames, flatten
+from helpers.frames import Frames
 
 BEHAVIORS = ["impression_id", "user_id", "time", "history", "impressions"]
 NEWS = ["news_id", "category", "subcategory", "title", "abstract", "url", "title_entities", "abstract_entities"]
@@ -119,7 +118,7 @@ def draw_skipped(pages: Pages, rows: np.ndarray, rng: np.random.Generator) -> np
 
 def states_of_pages(frames: Frames, pages: Pages, rows: np.ndarray) -> Tensor:
     """Return (n, F·(E+1)): each reader's frame, padded as in `states_before`, without the clicks of the page itself."""
-    return _frames_until(frames, pages.begin[rows], pages.before[rows])
+    return frames.states_until(pages.begin[rows], pages.before[rows])
 
 
 def states_before(frames: Frames, ratings: pd.DataFrame, user_ids: np.ndarray, timestamps: np.ndarray) -> Tensor:
@@ -130,20 +129,13 @@ def states_before(frames: Frames, ratings: pd.DataFrame, user_ids: np.ndarray, t
     if len(ratings) != len(frames.item_idx) or in_order(ratings) is not ratings:
         raise DataError(f"{len(ratings):,} ratings are not those of frames of {len(frames.item_idx):,} in the order of "
                         f"user_id and timestamp: sort them, and make the frames of them")
-    return _frames_until(frames, *_ends(ratings["user_id"], ratings["timestamp"], user_ids, timestamps))
+    return frames.states_until(*_ends(ratings["user_id"], ratings["timestamp"], user_ids, timestamps))
 
 
 def _ends(groups: pd.Series, times: pd.Series, of: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return where group `of` starts, and where its rows earlier than `before` end, in a table by (group, time)."""
     key, begin = groups.to_numpy(np.int64) * SPAN + times.to_numpy(), np.asarray(of, np.int64) * SPAN
     return np.searchsorted(key, begin), np.searchsorted(key, begin + np.clip(before, 0, SPAN - 1))
-
-
-def _frames_until(frames: Frames, start: np.ndarray, end: np.ndarray) -> Tensor:
-    rows = end[:, None] + np.arange(-frames.frame_size, 0)
-    real = torch.as_tensor(rows >= start[:, None], device=frames.device)
-    rows = torch.as_tensor(rows, device=frames.device) * real
-    return flatten(frames.items[frames.item_idx[rows]] * real.unsqueeze(2), frames.rating[rows] * real)
 
 
 def clicks_before(ratings: pd.DataFrame, item_ids: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
