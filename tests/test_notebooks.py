@@ -6,8 +6,7 @@ import re
 import nbformat
 import pytest
 
-from tools import export
-from tools.export import NOTES
+from tools.export import AGENTS, NOTES, module_of
 from tools.lessons import LESSONS
 
 PATHS = sorted(NOTES.glob("*.ipynb"))
@@ -154,6 +153,6 @@ def test_two_lessons_do_not_define_the_same_function():
 
 
 def test_agents_are_what_the_lesson_cells_define():
-    modules = {f"{path.stem[3:]}.py": source for path in PATHS if (source := export.module_of(path))}
-    written = {path.name: path.read_text() for path in export.AGENTS.glob("*.py") if path.name != "__init__.py"}
+    modules = {f"{path.stem[3:]}.py": source for path in PATHS if (source := module_of(path))}
+    written = {path.name: path.read_text() for path in AGENTS.glob("*.py") if path.name != "__init__.py"}
     assert written == modules, "make agents"
