@@ -33,6 +33,10 @@ def split_last(ratings: pd.DataFrame, n_test: int = 1, n_valid: int = 1) -> Spli
     Where ratings share their second (half of ML-100K) "last" is the order of the file, which is
     arbitrary: for 44 % of its users the validation and the test item could be swapped.
 
+    >>> log = pd.DataFrame({"user_id": [1, 1, 1, 1, 2, 2], "item_id": [7, 8, 9, 5, 8, 7], "timestamp": range(6)})
+    >>> [part["item_id"].tolist() for part in split_last(log)]
+    [[7, 8, 8, 7], [9], [5]]
+
     Raises:
         DataError: if nobody has enough ratings.
     """
@@ -124,7 +128,13 @@ def rank_held_out(recommend: Recommender, history: Frames, held_out: pd.DataFram
 def case_metrics(ranked: pd.DataFrame, k: int = 10) -> pd.DataFrame:
     """Return one row a case: NDCG@k, HR@k, MRR, and reward@k = hit × 2·(rating − 2.5).
 
-    With one relevant item NDCG@k is 1 / log2(1 + rank) up to rank k: rank 1 → 1, rank 3 → 1/2.
+    With one relevant item NDCG@k is 1 / log2(1 + rank) up to rank k.
+
+    >>> case_metrics(pd.DataFrame({"rank": [1, 3, 11], "rating": [5, 0.5, 5]})).round(3)
+       NDCG@10  HR@10    MRR  reward@10
+    0      1.0    1.0  1.000        5.0
+    1      0.5    1.0  0.333       -4.0
+    2      0.0    0.0  0.091        0.0
     """
     rank = ranked["rank"].to_numpy(np.float64)
     hit = rank <= k
@@ -191,7 +201,11 @@ def slate_metrics(slates: np.ndarray, similarity: np.ndarray, train: pd.DataFram
 
 
 def bootstrap(values: np.ndarray, n: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the mean of `values` (U,), resampling users."""
+    """Return the 95 % percentile interval of the mean of `values` (U,), resampling users.
+
+    >>> bootstrap(np.full(9, 0.25))
+    (0.25, 0.25)
+    """
     values, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
     means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(n)]
     low, high = np.quantile(means, [0.025, 0.975])

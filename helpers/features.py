@@ -74,7 +74,11 @@ def label_encode(values: Iterable) -> dict:
 
 
 def multi_hot(lists: list[list], codes: dict) -> sparse.csr_matrix:
-    """Return (n_items, n_codes) float32 with a 1 for every value an item has; unknown values are left out."""
+    """Return (n_items, n_codes) float32 with a 1 for every value an item has; unknown values are left out.
+
+    >>> multi_hot([["a", "c", "a"], [], ["x", "b"]], {"a": 0, "b": 1, "c": 2}).toarray().tolist()
+    [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+    """
     cells = sorted({(row, codes[value]) for row, values in enumerate(lists) for value in values if value in codes})
     rows, columns = np.array(cells, dtype=np.int64).reshape(-1, 2).T
     return sparse.csr_matrix((np.ones(len(cells), np.float32), (rows, columns)), shape=(len(lists), len(codes)))
@@ -123,7 +127,11 @@ def co_ratings(ratings: pd.DataFrame, item_ids: np.ndarray, window: int = 5) -> 
 
 
 def user_item(ratings: pd.DataFrame, item_ids: np.ndarray) -> sparse.csr_matrix:
-    """Return the (n_items, n_users) 0/1 matrix of who rated what, rows in the order of `item_ids`."""
+    """Return the (n_items, n_users) 0/1 matrix of who rated what, rows in the order of `item_ids`.
+
+    >>> user_item(pd.DataFrame({"user_id": [1, 1, 2, 2], "item_id": [7, 9, 7, 7]}), np.array([9, 7])).toarray().tolist()
+    [[1.0, 0.0], [1.0, 1.0]]
+    """
     user_idx, users = pd.factorize(ratings["user_id"])
     cells = (np.ones(len(ratings), dtype=np.float32), (rows_of(ratings["item_id"], item_ids), user_idx))
     matrix = sparse.csr_matrix(cells, shape=(len(item_ids), len(users)))
@@ -160,6 +168,11 @@ def votes_of(ratings: pd.DataFrame, item_ids: np.ndarray) -> pd.DataFrame:
     """Return, for each of `item_ids`, log(1 + votes) and the mean vote with five overall means added.
 
     `ratings` must be the training part alone.
+
+    >>> ratings = pd.DataFrame({"item_id": [1, 1, 2, 2], "rating": [5.0, 4, 1, 2]})
+    >>> votes_of(ratings, np.array([1, 9])).round(2).to_numpy()
+    array([[1.1 , 3.43],
+           [0.  , 3.  ]])
     """
     votes = ratings.groupby("item_id")["rating"].agg(["size", "sum"]).reindex(item_ids).fillna(0)
     return pd.DataFrame({"vote_count": np.log1p(votes["size"]),
@@ -228,7 +241,11 @@ def read_item_matrix(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def nearest(matrix: np.ndarray, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (row indices, cosine similarities) of the `k` rows nearest to `query` (d,) by angle, best first."""
+    """Return (row indices, cosine similarities) of the `k` rows nearest to `query` (d,) by angle, best first.
+
+    >>> nearest(np.array([[0, 1.0], [100, 100], [0.1, 0], [-1, 0]]), np.array([3, 0]), 2)
+    (array([2, 1]), array([1.        , 0.70710678]))
+    """
     similarity = normalize(matrix) @ (query / max(np.linalg.norm(query), 1e-12))
     best = np.argsort(-similarity, kind="stable")[:k]
     return best, similarity[best]

@@ -66,6 +66,11 @@ class Frames(torch.utils.data.Dataset):
         frame_size: items in a state; DataError if nobody has more ratings than that.
         device: where the item matrix, and so every batch, lives.
         times: end every state with F gaps, days since the user's rating before it (0 for the first of a log).
+
+    >>> log = pd.DataFrame({"user_id": 1, "item_id": [7, 9, 7, 8], "rating": [5.0, 3, 4, 0.5], "timestamp": range(4)})
+    >>> frames = Frames(log, np.array([7, 8, 9]), np.array([[1.0], [2], [3]]), frame_size=2)
+    >>> [field.tolist() for field in frames[1]]  # items 9 and 7 with their stars, then 8, of half a star
+    [[3.0, 1.0, 3.0, 4.0], [2.0], [-4.0], [1.0, 2.0, 4.0, 0.5], [1.0]]
     """
 
     def __init__(self, ratings: pd.DataFrame, item_ids: np.ndarray, item_matrix: np.ndarray | Tensor,

@@ -232,6 +232,9 @@ class Actor(nn.Module):
         encoder: a key of `ENCODERS`.
         dropout: of hidden units while training.
         item_dropout: share of a frame's items hidden from the actor while training.
+
+    >>> Actor(frame_size=10, embed_size=128, encoder="attention")(torch.zeros(5, 10 * 129)).shape
+    torch.Size([5, 128])
     """
 
     def __init__(self, frame_size: int = 10, embed_size: int = 128, hidden_size: int = 256, encoder: str = "flat",
@@ -277,6 +280,10 @@ class Critic(nn.Module):
     Args:
         n_atoms: 1 for a value; else the logits of a distribution over that many returns (Bellemare et al. 2017).
         dropout: of hidden units while training.
+
+    >>> critic, state, actions = Critic(n_atoms=51), torch.zeros(5, 10 * 129), torch.zeros(5, 7, 128)
+    >>> critic(state, actions[:, 0]).shape, critic.among(state, actions).shape
+    (torch.Size([5, 51]), torch.Size([5, 7, 51]))
     """
 
     def __init__(self, frame_size: int = 10, embed_size: int = 128, hidden_size: int = 256, encoder: str = "flat",

@@ -41,7 +41,13 @@ def random(seed: int = 0) -> Recommender:
 
 
 def popularity(train: pd.DataFrame) -> Recommender:
-    """Score every item by how often the training part has it."""
+    """Score every item by how often the training part has it.
+
+    >>> history = Frames(pd.DataFrame({"user_id": 1, "item_id": [7, 8], "rating": 3.0, "timestamp": 0}),
+    ...                  np.array([7, 8, 9]), np.eye(3), frame_size=1)
+    >>> popularity(pd.DataFrame({"item_id": [9, 7, 9]}))(history, np.array([1]))
+    tensor([[1., 0., 2.]])
+    """
     def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
         counts = train["item_id"].value_counts().reindex(history.item_ids, fill_value=0)
         return torch.as_tensor(counts.to_numpy(np.float32)).expand(len(user_ids), -1)

@@ -15,6 +15,14 @@ class Prioritised:
         n: how many transitions there are.
         alpha: 0 draws them evenly, 1 in proportion to their priorities.
         beta: how much of the bias the weights undo; 1 is all of it.
+
+    >>> replay = Prioritised(2, alpha=1.0, beta=1.0, epsilon=0.0)
+    >>> replay.update(torch.tensor([0, 1]), torch.tensor([1.0, -3.0]))
+    >>> replay.probability(), replay.sample(4)  # what is drawn three times as often counts a third
+    (tensor([0.2500, 0.7500], dtype=torch.float64), (tensor([0, 1, 1, 1]), tensor([[1.0000],
+            [0.3333],
+            [0.3333],
+            [0.3333]])))
     """
 
     def __init__(self, n: int, alpha: float = 0.6, beta: float = 0.4, epsilon: float = 1e-2, seed: int = 0):

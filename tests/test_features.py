@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from helpers import features
-from helpers.features import behaviour, co_ratings, joined, label_encode, multi_hot, nearest, pca, standardise, svd
+from helpers.features import behaviour, co_ratings, joined, label_encode, pca, standardise, svd
 from helpers.files import DataError
 
 
@@ -17,13 +17,6 @@ def logs(*items_of_user):
     ("bca", ["a", "b", "c"]), ("aabbc", ["a", "b", "c"]), ("cbaba", ["a", "b", "c"]), ([None], [])])
 def test_labels_count_from_the_most_frequent_with_ties_by_name(values, expected):
     assert list(label_encode(values).items()) == [(value, code) for code, value in enumerate(expected)]
-
-
-def test_multi_hot_marks_every_known_value_once():
-    matrix = multi_hot([["a", "c", "a"], [], ["x", "b"]], {"a": 0, "b": 1, "c": 2})
-    assert matrix.toarray().tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
-    assert matrix.dtype == np.float32
-    assert multi_hot([[], []], {}).shape == (2, 0)
 
 
 @pytest.mark.parametrize("value, n", [(0.1, 3), (2.3, 10), (1e9 + 0.3, 7), (0.0, 4)])
@@ -66,11 +59,6 @@ def test_co_ratings_by_hand_within_the_window_and_within_a_user(users, ids, wind
 def test_rated_item_without_a_row_gets_a_sentence(count):
     with pytest.raises(DataError, match=r"1 items .* item matrix \(ids c …\)"):
         count(logs("abc"), np.array(["a", "b"]))
-
-
-def test_user_item_is_who_rated_what_once():
-    matrix = features.user_item(logs("aba", "b", "c"), np.array(["c", "b", "a", "x"]))
-    assert matrix.toarray().tolist() == [[0, 0, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]]
 
 
 def test_joined_blocks_have_their_weight_as_mean_squared_norm_and_one_without_content_is_zero():
@@ -130,21 +118,6 @@ def test_a_damaged_item_matrix_and_other_arrays_in_its_place_get_a_sentence(tmp_
         np.savez(file, **arrays) if isinstance(arrays, dict) else np.save(file, arrays)
     with pytest.raises(DataError, match=r"embeddings\.npz"):
         features.read_item_matrix(path)
-
-
-def test_nearest_goes_by_angle_best_first():
-    matrix = np.array([[0.0, 1.0], [100.0, 100.0], [0.1, 0.0], [-1.0, 0.0], [0.0, 0.0]])
-    rows, similarity = nearest(matrix, np.array([3.0, 0.0]), 3)
-    assert rows.tolist() == [2, 1, 0]
-    np.testing.assert_allclose(similarity, [1, np.sqrt(1 / 2), 0])
-    assert nearest(np.eye(2), np.zeros(2), 2)[1].tolist() == [0, 0]  # to nothing, nothing is near
-
-
-def test_votes_by_hand_are_shrunk_to_the_mean_of_all_by_five_of_it():
-    ratings = pd.DataFrame({"item_id": [1, 1, 2, 2], "rating": [5.0, 4.0, 1.0, 2.0]})  # 3 stars on average
-    votes = features.votes_of(ratings, np.array([2, 9, 1]))
-    np.testing.assert_allclose(votes["vote_average"], [(3 + 15) / 7, 3, (9 + 15) / 7])
-    np.testing.assert_allclose(votes["vote_count"], np.log([3, 1, 3]))
 
 
 @pytest.fixture
