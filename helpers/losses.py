@@ -3,38 +3,96 @@
 Lesson 05 teaches the first half, lesson 06 the second.
 """
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from helpers.frames import Frames, Transition
 
 
-def log_policy(proto_action: Tensor, items: Tensor) -> Tensor:
-    """Return log p(i | s): proto_action (B, E), items (n, E) → (B, n) float32."""
-    return (proto_action @ items.T / items.shape[1] ** 0.5).float().log_softmax(dim=1)
+class SampledItems(NamedTuple):
+    """Items that a training step sums over in place of a large catalogue, each with how many it stands for."""
+
+    vectors: Tensor    # (m, E)
+    log_count: Tensor  # (m,)
 
 
-def mean_item(proto_action: Tensor, items: Tensor) -> Tensor:
-    """Return ā(s), the mean item of the policy: proto_action (B, E), items (n, E) → (B, E)."""
-    return log_policy(proto_action, items).exp() @ items
+def sampled_items(items: Tensor, next_items: Tensor, n: int = 2048) -> tuple[Tensor | SampledItems, Tensor]:
+    """Return (what to sum over in place of items (N, E), next_items (B, K) as rows of that): all if N ≤ 2·n.
+
+    Else every wanted item once, and `n` of the others, drawn evenly with replacement, each of which stands for
+    (others / n) of them. So Σ exp over them has the mean of Σ exp over the catalogue, and a step costs the
+    same whatever N is. Source: sampled softmax, Bengio & Senécal 2008; Jean et al. 2015.
+
+    >>> few, rows = sampled_items(torch.arange(9.0)[:, None], torch.tensor([[7, 3], [3, -1]]), n=2)
+    >>> few.vectors[:2, 0], rows, few.log_count.exp()  # items 3 and 7 for themselves, two others for seven
+    (tensor([3., 7.]), tensor([[ 1,  0],
+            [ 0, -1]]), tensor([1.0000, 1.0000, 3.5000, 3.5000]))
+    """
+    if len(items) <= 2 * n:
+        return items, next_items
+    other = torch.ones(len(items), dtype=torch.bool, device=items.device)
+    other[next_items[next_items >= 0]] = False
+    wanted, others = torch.nonzero(~other)[:, 0], torch.nonzero(other)[:, 0]
+    drawn = others[torch.randint(len(others), (n,), device=items.device)]
+    log_count = items.new_zeros(len(wanted) + n)
+    log_count[len(wanted):] = math.log(len(others) / n)
+    rows = torch.where(next_items < 0, -1, torch.searchsorted(wanted, next_items.contiguous()))
+    return SampledItems(items[torch.cat([wanted, drawn])], log_count), rows
+
+
+def log_policy(proto_action: Tensor, items: Tensor | SampledItems) -> Tensor:
+    """Return log p(i | s): proto_action (B, E), items (n, E) → (B, n) float32; of sampled items, times their counts.
+
+    >>> log_policy(torch.tensor([[2.197, 0, 0, 0]]), torch.eye(2, 4)).exp()  # over √4: odds of e^1.0986 = 3 to 1
+    tensor([[0.7500, 0.2500]])
+    """
+    items, log_count = items if isinstance(items, SampledItems) else (items, 0.0)
+    return ((proto_action @ items.T / items.shape[1] ** 0.5).float() + log_count).log_softmax(dim=1)
+
+
+def mean_item(proto_action: Tensor, items: Tensor | SampledItems) -> Tensor:
+    """Return ā(s), the mean item of the policy: proto_action (B, E), items (n, E) → (B, E).
+
+    >>> mean_item(torch.tensor([[2.197, 0, 0, 0]]), torch.eye(2, 4))
+    tensor([[0.7500, 0.2500, 0.0000, 0.0000]])
+    """
+    return log_policy(proto_action, items).exp() @ (items.vectors if isinstance(items, SampledItems) else items)
 
 
 def squared_error(q: Tensor, y: Tensor) -> Tensor:
-    """Return the mean of (q − y)², q and y of one shape or else an error."""
+    """Return the mean of (q − y)², q and y of one shape or else an error.
+
+    >>> squared_error(torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [1.0]]))
+    tensor(2.5000)
+    """
     if q.shape != y.shape:
         raise ValueError(f"a loss of shapes {tuple(q.shape)} and {tuple(y.shape)} would broadcast")
     return (q.float() - y.float()).square().mean()
 
 
 def behaviour_loss(log_p: Tensor, next_items: Tensor, decay: float) -> Tensor:
-    """Return L_behaviour: log_p (B, n), next_items (B, K) rows of the item matrix, −1 after the log's end."""
+    """Return L_behaviour: log_p (B, n), next_items (B, K) rows of the item matrix, −1 after the log's end.
+
+    >>> log_p = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]).log()
+    >>> behaviour_loss(log_p, torch.tensor([[0, 1], [2, -1]]), decay=0.5)  # −((ln ½ + ½·ln ¼) / 1.5 + ln 0.8) / 2
+    tensor(0.5737)
+    """
     real = next_items >= 0
     w = real * decay ** torch.arange(next_items.shape[1], device=log_p.device)
     return -((w * log_p.gather(1, next_items.clamp(min=0))).sum(dim=1) / w.sum(dim=1)).mean()
 
 
 def polyak(target: nn.Module, source: nn.Module, tau: float) -> None:
-    """Move every parameter of `target` to (1 − τ)·target + τ·source."""
+    """Move every parameter of `target` to (1 − τ)·target + τ·source.
+
+    >>> target, source = (nn.ParameterList([torch.tensor(value)]) for value in (1.0, 5.0))
+    >>> polyak(target, source, tau=0.25)
+    >>> target[0].item(), source[0].item()
+    (2.0, 5.0)
+    """
     with torch.no_grad():
         torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
 
@@ -56,7 +114,11 @@ def n_step(frames: Frames, index: Tensor, n: int, gamma: float) -> tuple[Transit
 
 
 def mean_of(logits: Tensor, support: Tensor) -> Tensor:
-    """Return the expected return of distributions: logits (B, atoms), support (atoms,) → (B, 1) float32."""
+    """Return the expected return of distributions: logits (B, atoms), support (atoms,) → (B, 1) float32.
+
+    >>> mean_of(torch.tensor([[0.2, 0.5, 0.3]]).log(), torch.tensor([0.0, 1.0, 2.0]))
+    tensor([[1.1000]])
+    """
     return logits.float().softmax(dim=-1) @ support[:, None]
 
 
@@ -69,6 +131,10 @@ def project(p: Tensor, reward: Tensor, discount: Tensor, support: Tensor) -> Ten
         p: (B, atoms), the distribution of Z on `support`.
         reward, discount: (B, 1).
         support: (atoms,), evenly spaced, rising.
+
+    >>> project(torch.tensor([[0.0, 0.8, 0.2]]), torch.tensor([[0.5]]), torch.tensor([[0.5]]),
+    ...         torch.tensor([0.0, 1.0, 2.0]))  # ½ + ½·1 hits an atom, ½ + ½·2 lies between two
+    tensor([[0.0000, 0.9000, 0.1000]])
     """
     v_min, v_max, delta = support[0], support[-1], support[1] - support[0]
     b = ((reward + discount * support).clamp(v_min, v_max) - v_min) / delta      # (B, atoms), in units of an atom
@@ -81,7 +147,11 @@ def project(p: Tensor, reward: Tensor, discount: Tensor, support: Tensor) -> Ten
 
 
 def cross_entropy(logits: Tensor, m: Tensor) -> Tensor:
-    """Return −Σ m·log p for each row (B,), logits and m of one shape (B, atoms) or else an error."""
+    """Return −Σ m·log p for each row (B,), logits and m of one shape (B, atoms) or else an error.
+
+    >>> cross_entropy(torch.zeros(1, 3), torch.tensor([[0.2, 0.5, 0.3]]))  # ln 3
+    tensor([1.0986])
+    """
     if logits.shape != m.shape:
         raise ValueError(f"a loss of shapes {tuple(logits.shape)} and {tuple(m.shape)} would broadcast")
     return -(m * logits.float().log_softmax(dim=1)).sum(dim=1)

@@ -35,6 +35,9 @@ def solve(reward: np.ndarray, gamma: float, n: int = 1, behaviour: np.ndarray | 
     """Return the Q (seen, next) that n-step targets settle at, by value iteration; n = 1 is the optimal one.
 
     behaviour (seen, next): how likely the people of the log chose in the n − 1 steps between; by default evenly.
+
+    >>> solve(reward_of(STARS), gamma=0.9).argmax(axis=1)  # film 1 after film 0, then 2, 1, 2, …
+    array([1, 2, 1])
     """
     beta = np.full_like(reward, 1 / len(reward)) if behaviour is None else behaviour
     q = np.zeros_like(reward)

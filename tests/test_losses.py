@@ -58,43 +58,11 @@ def test_one_step_is_the_plain_transition(frames):
     assert torch.allclose(discount, torch.full((len(frames), 1), 0.9))
 
 
-def test_polyak_moves_the_target_alone_and_by_tau():
-    target, source = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
-    for module, value in ((target, 1.0), (source, 5.0)):
-        for parameter in module.parameters():
-            torch.nn.init.constant_(parameter, value)
-    losses.polyak(target, source, 0.25)
-    assert [p.item() for p in target.parameters()] == [2, 2] and [p.item() for p in source.parameters()] == [5, 5]
-
-
-def test_the_behaviour_term_by_hand():
-    log_p = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8], [0.2, 0.2, 0.6]]))
-    next_items = torch.tensor([[0, 1], [2, -1], [2, 0]])  # row 0 of the item matrix is an item; −1 is none
-    by_hand = -((np.log(0.5) + 0.5 * np.log(0.25)) / 1.5 + np.log(0.8) + (np.log(0.6) + 0.5 * np.log(0.2)) / 1.5) / 3
-    assert losses.behaviour_loss(log_p, next_items, 0.5).item() == pytest.approx(by_hand, rel=1e-6)
-
-
-def test_the_policy_and_its_mean_item_by_hand():
-    items = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])
-    p = torch.tensor([[2 * np.log(3.0), 0, 0, 0]], dtype=torch.float32)  # divided by √4: odds of 3 to 1
-    torch.testing.assert_close(losses.log_policy(p, items), torch.tensor([[0.75, 0.25]]).log())
-    torch.testing.assert_close(losses.mean_item(p, items), torch.tensor([[0.75, 0.25, 0, 0]]))
-
-
-def test_mean_of_a_distribution_by_hand():
-    logits = torch.log(torch.tensor([[0.2, 0.5, 0.3]]))
-    assert losses.mean_of(logits, THREE).tolist() == [[pytest.approx(1.1)]]
-
-
 def test_cross_entropy_by_hand_is_the_entropy_at_its_least():
     m = torch.tensor([[0.2, 0.5, 0.3], [0.0, 0.0, 1.0]])
     entropy = -sum(p * np.log(p) for p in (0.2, 0.5, 0.3))
     assert losses.cross_entropy(m[:1].log(), m[:1]).tolist() == [pytest.approx(entropy, rel=1e-5)]
     assert losses.cross_entropy(torch.zeros(2, 3), m).tolist() == pytest.approx([np.log(3)] * 2)
-
-
-def test_squared_error_by_hand():
-    assert losses.squared_error(torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [1.0]])).item() == 5 / 2
 
 
 @pytest.mark.parametrize("loss", [losses.cross_entropy, losses.squared_error])
@@ -108,3 +76,30 @@ def test_losses_are_float32_even_of_half_precision():
     assert losses.squared_error(q, torch.tensor([[100.0]])).dtype == torch.float32
     assert losses.cross_entropy(torch.zeros(1, 3, dtype=torch.bfloat16), torch.eye(3)[:1]).dtype == torch.float32
     assert losses.log_policy(torch.zeros(1, 3, dtype=torch.bfloat16), torch.eye(3).bfloat16()).dtype == torch.float32
+
+
+def test_a_sample_of_a_large_catalogue_gives_its_sums_without_bias_and_close_to_them():
+    torch.manual_seed(0)
+    items, proto_action = torch.randn(27_278, 128), 0.8 * torch.randn(512, 128)
+    next_items = torch.randint(len(items), (512, 3))
+    next_items[:9, 2] = -1
+    sums = []
+    for _ in range(8):
+        few, rows = losses.sampled_items(items, next_items)
+        assert len(few.vectors) < 4_000 and few.log_count.exp().sum().item() == pytest.approx(len(items), rel=1e-4)
+        real = next_items >= 0
+        assert torch.equal(few.vectors[rows[real]], items[next_items[real]]) and (rows[~real] == -1).all()
+        assert (few.log_count[rows[real]] == 0).all()
+        sums.append((losses.log_policy(proto_action, few).gather(1, rows[:, :1]), losses.mean_item(proto_action, few)))
+    log_p, mean = (torch.stack(each) for each in zip(*sums, strict=True))
+    whole = losses.log_policy(proto_action, items).gather(1, next_items[:, :1])
+    assert (log_p - whole).abs().mean() < 0.03
+    assert (log_p.exp().mean(dim=0) / whole.exp()).mean().item() == pytest.approx(1, abs=0.01)
+    whole = losses.mean_item(proto_action, items)
+    once, of_eight = ((each - whole).norm(dim=1).mean() / items.norm(dim=1).mean() for each in (mean[0], mean.mean(0)))
+    assert once < 0.06 and of_eight < 0.5 * once  # of the length of an item
+
+
+def test_a_small_catalogue_is_summed_over_whole():
+    items, next_items = torch.randn(4_096, 8), torch.zeros(2, 3, dtype=torch.long)
+    assert all(a is b for a, b in zip(losses.sampled_items(items, next_items), (items, next_items), strict=True))

@@ -38,7 +38,10 @@ def module_of(path: Path) -> str | None:
             root = ast.unparse(node).split()[1].split(".")[0]
             group = groups[0 if root in sys.stdlib_module_names else 2 if root == "helpers" else 1]
             node.names = [alias for alias in node.names if (alias.asname or alias.name.split(".")[0]) in used]
-            if node.names and (line := ast.unparse(node)) not in group:
+            line = ast.unparse(node) if node.names else ""
+            if len(line) > 120:  # as ruff wraps it
+                line = line.replace(" import ", " import (\n    ").replace(", ", ",\n    ") + ",\n)"
+            if line and line not in group:
                 group.append(line)
     imports = "\n\n".join("\n".join(sorted(group, key=lambda line: (line.startswith("from"), line.split()[1])))
                           for group in groups if group)

@@ -11,7 +11,17 @@ from torch import Tensor
 
 from helpers.agents import ddpg
 from helpers.frames import Frames, Transition, to_autocast
-from helpers.losses import behaviour_loss, cross_entropy, log_policy, mean_item, mean_of, n_step, polyak, project
+from helpers.losses import (
+    behaviour_loss,
+    cross_entropy,
+    log_policy,
+    mean_item,
+    mean_of,
+    n_step,
+    polyak,
+    project,
+    sampled_items,
+)
 from helpers.networks import Actor, Critic
 from helpers.replay import Prioritised
 from helpers.toy import STARS
@@ -39,19 +49,19 @@ def d4pg_update(agent: dict, frames: Frames, batch: Tensor | tuple[Tensor, Tenso
     index, weights = batch if isinstance(batch, tuple) else (batch, torch.ones(len(batch), 1))
     t, discount = n_step(frames, index, n, gamma)
     t = to_autocast(t)
-    surprise, q = d4pg_critic_loss(agent, t, discount, frames.items, support)
+    items, next_items = sampled_items(frames.items, frames.next_items(index, future))
+    surprise, q = d4pg_critic_loss(agent, t, discount, items, support)
     l_z = (weights[:, 0].to(surprise.device) * surprise).mean()
     ddpg.descend(agent["critic_optimiser"], l_z)
     if isinstance(batch, tuple):
         agent["replay"].update(index, surprise)
     scalars, proto_action = {"loss/critic": l_z, "Q/logged action": q.mean()}, agent["actor"](t.state)
     agent["critic"].requires_grad_(False)
-    q = promised(agent["critic"], t.state, mean_item(proto_action, frames.items), support)
+    q = promised(agent["critic"], t.state, mean_item(proto_action, items), support)
     agent["critic"].requires_grad_(True)
     scalars["Q/policy's action"], loss = q.mean(), -value_weight * q.mean() / q.abs().mean().detach()
     if behaviour_weight:
-        scalars["loss/behaviour"] = behaviour_loss(log_policy(proto_action, frames.items),
-                                                   frames.next_items(index, future), decay)
+        scalars["loss/behaviour"] = behaviour_loss(log_policy(proto_action, items), next_items, decay)
         loss = loss + behaviour_weight * scalars["loss/behaviour"]
     ddpg.descend(agent["actor_optimiser"], loss)
     for name in ("actor", "critic"):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from helpers import evaluation
 from helpers.frames import Frames, Transition, to_autocast
-from helpers.losses import behaviour_loss, log_policy, mean_item, polyak, squared_error
+from helpers.losses import behaviour_loss, log_policy, mean_item, polyak, sampled_items, squared_error
 from helpers.networks import Actor, Critic
 
 
@@ -69,18 +69,18 @@ def update(agent: dict, frames: Frames, index: Tensor, *, gamma: float, tau: flo
            value_weight: float = 1.0, behaviour_weight: float = 1.0, as_action: Callable = mean_item) -> dict:
     """Make one step of DDPG on the transitions at `index` (B,), and return what is worth logging."""
     t, scalars, loss = to_autocast(frames.gather(index)), {}, 0.0
+    items, next_items = sampled_items(frames.items, frames.next_items(index, future))  # of a small catalogue all
     if value_weight:
-        l_q, q = critic_loss(agent, t, frames.items, gamma, as_action)
+        l_q, q = critic_loss(agent, t, items, gamma, as_action)
         descend(agent["critic_optimiser"], l_q)
         scalars |= {"loss/critic": l_q, "Q/logged action": q.mean()}
     proto_action = agent["actor"](t.state)
     if value_weight:
-        value, q = value_term(agent, t, proto_action, frames.items, as_action)
+        value, q = value_term(agent, t, proto_action, items, as_action)
         loss = -value_weight * value
         scalars["Q/policy's action"] = q.mean()
     if behaviour_weight:
-        next_items = frames.next_items(index, future)
-        behaviour = behaviour_loss(log_policy(proto_action, frames.items), next_items, decay)
+        behaviour = behaviour_loss(log_policy(proto_action, items), next_items, decay)
         loss = loss + behaviour_weight * behaviour
         scalars["loss/behaviour"] = behaviour
     descend(agent["actor_optimiser"], loss)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from helpers.agents import ddpg
 from helpers.frames import Frames, Transition, to_autocast
-from helpers.losses import behaviour_loss, cross_entropy, log_policy, mean_of, n_step, polyak, project
+from helpers.losses import behaviour_loss, cross_entropy, log_policy, mean_of, n_step, polyak, project, sampled_items
 from helpers.networks import Rainbow
 from helpers.replay import Prioritised
 
@@ -49,7 +49,8 @@ def rainbow_update(agent: dict, frames: Frames, batch: Tensor | tuple[Tensor, Te
     scalars = {"Q/logged action": expected_return(logits.detach(), support).mean(),
                "Q/policy's action": expected_return(next_logits, support).mean()}  # of the next states
     if penalty:
-        scalars["loss/behaviour"] = behaviour_loss(log_policy(u, frames.items), frames.next_items(index, future), decay)
+        items, next_items = sampled_items(frames.items, frames.next_items(index, future))
+        scalars["loss/behaviour"] = behaviour_loss(log_policy(u, items), next_items, decay)
         loss = loss + penalty * scalars["loss/behaviour"]
     ddpg.descend(agent["actor_optimiser"], loss)
     polyak(agent["actor_target"], agent["actor"], tau)

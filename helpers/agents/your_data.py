@@ -8,7 +8,7 @@ from torch import Tensor
 from helpers.agents import ddpg
 from helpers.extra import news
 from helpers.frames import Frames, Transition, reward_of, to_autocast
-from helpers.losses import behaviour_loss, log_policy, mean_item, polyak
+from helpers.losses import behaviour_loss, log_policy, mean_item, polyak, sampled_items
 
 
 def rows_of(index: Tensor, frames: Frames) -> np.ndarray:
@@ -42,11 +42,12 @@ def news_update(agent: dict, frames: Frames, index: Tensor, *, pages: news.Pages
     """Make one step of DDPG on the clicks at `index` (B,) and the skips beside them; return what is worth logging."""
     t = to_autocast(as_the_page_was_shown(frames.gather(index), index, frames, pages))
     both = with_skips(t, frames.items, skips_beside(index, frames, pages, rng)) if skips else t
-    l_q, _ = ddpg.critic_loss(agent, both, frames.items, gamma, mean_item)
+    items, next_items = sampled_items(frames.items, frames.next_items(index, future))
+    l_q, _ = ddpg.critic_loss(agent, both, items, gamma, mean_item)
     ddpg.descend(agent["critic_optimiser"], l_q)
     proto_action = agent["actor"](t.state)
-    value, _ = ddpg.value_term(agent, t, proto_action, frames.items, mean_item)
-    behaviour = behaviour_loss(log_policy(proto_action, frames.items), frames.next_items(index, future), decay)
+    value, _ = ddpg.value_term(agent, t, proto_action, items, mean_item)
+    behaviour = behaviour_loss(log_policy(proto_action, items), next_items, decay)
     ddpg.descend(agent["actor_optimiser"], behaviour - value)
     for name in ("actor", "critic"):
         polyak(agent[f"{name}_target"], agent[name], tau)
