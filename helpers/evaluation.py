@@ -100,8 +100,13 @@ def _say_once(sentence: str) -> None:
     warnings.warn(sentence, stacklevel=3)
 
 
+def _at_once(history: Frames) -> int:
+    """Return for how many users to score a catalogue at once: 1,024, or as many as 2²⁵ scores (134 MB) are."""
+    return max(1, min(1024, (1 << 25) // len(history.item_ids)))
+
+
 def rank_held_out(recommend: Recommender, history: Frames, held_out: pd.DataFrame,
-                  batch_size: int = 1024) -> pd.DataFrame:
+                  batch_size: int | None = None) -> pd.DataFrame:
     """Rank each held-out item among the whole catalogue less what the user has seen.
 
     Returns:
@@ -111,6 +116,7 @@ def rank_held_out(recommend: Recommender, history: Frames, held_out: pd.DataFram
     """
     if held_out.empty:
         raise DataError("nothing is held out: there is no case to rank")
+    batch_size = batch_size or _at_once(history)
     target, ranks, n_repeats = torch.as_tensor(rows_of(held_out["item_id"], history.item_ids)).long(), [], 0
     for first in range(0, len(held_out), batch_size):
         user_ids = held_out["user_id"].to_numpy()[first:first + batch_size]
@@ -161,7 +167,7 @@ def user_metrics(ranked: pd.DataFrame, k: int = 10, relevant: float | None = Non
 
 
 def slates_of(recommend: Recommender, history: Frames, user_ids: np.ndarray, k: int = 10,
-              batch_size: int = 1024) -> np.ndarray:
+              batch_size: int | None = None) -> np.ndarray:
     """Return (U, k) rows of the item matrix: the best-scored unseen items of each user, −1 where none is left.
 
     An item whose score is NaN or −inf is never on a slate.
@@ -171,7 +177,7 @@ def slates_of(recommend: Recommender, history: Frames, user_ids: np.ndarray, k: 
     """
     if k > len(history.item_ids):
         raise DataError(f"a slate of {k} items is asked of a catalogue of {len(history.item_ids)}")
-    slates = []
+    slates, batch_size = [], batch_size or _at_once(history)
     for first in range(0, len(user_ids), batch_size):
         some = user_ids[first:first + batch_size]
         with torch.no_grad():

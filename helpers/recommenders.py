@@ -1,5 +1,6 @@
 """Who scores items for users: a policy, what a user's whole log says beside it, and what people would use instead."""
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -57,11 +58,14 @@ def popularity(train: pd.DataFrame) -> Recommender:
 def fit_ease(train: pd.DataFrame, item_ids: np.ndarray, ridge: float, most: int = 10_000) -> tuple[Tensor, Tensor]:
     """Fit EASE on the training part: (rows of the item matrix that take part (m,), weights (m, m)).
 
-    Only the `most` popular items take part, for the fit inverts a matrix of that size.
+    Only the `most` popular items take part, for the fit inverts a matrix of that size; a warning says so.
 
     Source: Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data", eq. 8.
     """
-    kept = np.sort(rows_of(train["item_id"].value_counts().index[:most], item_ids))
+    popular = train["item_id"].value_counts().index
+    if len(popular) > most:
+        warnings.warn(f"EASE is of the {most:,} most rated of {len(popular):,} items: the others score 0", stacklevel=2)
+    kept = np.sort(rows_of(popular[:most], item_ids))
     rated = user_item(train[train["item_id"].isin(item_ids[kept])], item_ids[kept])
     inverse = torch.linalg.inv(torch.as_tensor((rated @ rated.T).toarray()) + ridge * torch.eye(len(kept)))
     weights = -inverse / inverse.diagonal()

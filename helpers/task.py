@@ -46,12 +46,13 @@ class Task(NamedTuple):
 
 
 def load_task(dataset: str, frame_size: int = 10, device: str | torch.device = "cpu", share_apart: float = 0.05,
-              times: bool = False) -> Task:
+              times: bool = False, most_users: int = 20_000) -> Task:
     """Read a data set and its item matrix, hold out, and frame.
 
     Args:
         share_apart: share of the users with a frame whose transitions are not trained on.
         times: let states end with gaps (see `Frames`).
+        most_users: where more are held out of, so many of them, the same each time, are validated and tested with.
 
     Raises:
         FileNotFoundError: naming the lesson to run first.
@@ -65,6 +66,12 @@ def load_task(dataset: str, frame_size: int = 10, device: str | torch.device = "
     n_apart = max(1, int(share_apart * len(long_enough)))
     apart = split.train["user_id"].isin(np.random.default_rng(0).choice(long_enough, n_apart, replace=False))
     make = partial(Frames, item_ids=ids, item_matrix=matrix, frame_size=frame_size, device=device, times=times)
+    longer_history = make(evaluation.together(split.train, split.valid))
+    if len(split.test) > most_users:
+        some = np.random.default_rng(0).choice(split.test["user_id"], most_users, replace=False)
+        valid, test = (part[part["user_id"].isin(some)].reset_index(drop=True) for part in (split.valid, split.test))
+        print(f"validated and tested with {most_users:,} of {len(split.test):,} users, drawn at random")
+        split = split._replace(valid=valid, test=test)
     return Task(home, ids, matrix, {i: info["title"] for i, info in infos.items()}, split,
                 frames=make(split.train[~apart]), apart=make(split.train[apart]), history=make(split.train),
-                longer_history=make(evaluation.together(split.train, split.valid)))
+                longer_history=longer_history)

@@ -121,6 +121,18 @@ def test_every_user_is_ranked_by_their_own_scores_and_without_gradients(frames):
     assert evaluation.slates_of(by_state, frames, np.array([5, 2]), k=1).shape == (2, 1) and not any(with_gradients)
 
 
+def test_a_catalogue_is_scored_in_blocks_of_bounded_memory(frames, monkeypatch):
+    asked, ids = [], np.arange(200_000)
+    monkeypatch.setattr(evaluation, "mask_seen", lambda scores, *_: scores)
+    monkeypatch.setattr(frames, "item_ids", ids)
+
+    def recommend(history, user_ids):
+        asked.append(len(user_ids))
+        return torch.zeros(len(user_ids), 1).expand(-1, len(ids))
+    rank_held_out(recommend, frames, table([(5, 10)] * 400))
+    assert max(asked) * len(ids) <= 1 << 25 and len(asked) == 3
+
+
 @pytest.mark.parametrize(("cases", "sentence"), [
     ([(5, 10), (5, 11)], "1 items have no row"), ([(99, 10)], "99"), ([], "nothing is held out")])
 def test_what_cannot_be_ranked_is_refused_with_a_sentence(frames, cases, sentence):
@@ -270,7 +282,9 @@ def test_ease_is_its_closed_form_and_weighs_the_last_items_by_their_age(ratings,
 
 def test_ease_on_the_popular_items_leaves_the_others_at_zero(frames, item_ids):
     train = table([(1, 10), (1, 20), (2, 10), (2, 20), (3, 10), (3, 30), (4, 20)])
-    scores = recommenders.ease(recommenders.fit_ease(train, item_ids, 1.0, most=2), 9, 1.0)(frames, np.array([1, 5]))
+    with pytest.warns(UserWarning, match="the 2 most rated of 3 items"):
+        fitted = recommenders.fit_ease(train, item_ids, 1.0, most=2)
+    scores = recommenders.ease(fitted, 9, 1.0)(frames, np.array([1, 5]))
     expected = np.zeros((2, 5))  # users 1 and 5 have rated 10 and 20, and 20
     expected[:, [1, 3]] = [[1, 1], [0, 1]] @ ease_in_closed_form(np.array([[1.0, 1], [1, 1], [1, 0], [0, 1]]), 1.0)
     np.testing.assert_allclose(scores, expected, atol=1e-5)

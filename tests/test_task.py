@@ -61,3 +61,11 @@ def test_a_small_data_set_is_passed_over_a_few_times(home):
     batch = len(t.frames) // 2 + 1  # two steps a pass
     assert t.n_steps(800, batch, passes=6, least=5) == 12
     assert t.n_steps(800, batch, passes=6) == 60 and t.n_steps(8, batch, passes=6) == 8
+
+
+def test_of_many_users_some_are_judged_by_and_all_are_learnt_from(home, capsys):
+    t, again = (task.load_task(str(home), frame_size=5, most_users=15) for _ in range(2))
+    assert "with 15 of 40 users" in capsys.readouterr().out
+    assert len(t.split.test) == 15 and set(t.split.test["user_id"]) == set(t.split.valid["user_id"])
+    pd.testing.assert_frame_equal(t.split.test, again.split.test)
+    assert len(t.history.item_idx) == 40 * 18 and len(t.longer_history.item_idx) == 40 * 19
