@@ -1,5 +1,6 @@
 # make run   fetch the data, execute the lessons, print what they reached   (DATASET=name, folder or .zip;
-#            WORKERS=n or RAY_ADDRESS of a running cluster: lesson 13's workers, with Ray of requirements-ray.txt)
+#            WORKERS=n or RAY_ADDRESS of a running cluster: lesson 13's workers, with Ray of requirements-ray.txt;
+#            QUICK=1: one seed and few steps, to see that all runs)
 # make check  style, types and unit tests: three minutes
 # make test  the same, every notebook cell by cell, and all of them, short, on three made tables
 # make bench  how fast ratings become transitions, on a synthetic table of 20 million (needs 3 GB of disk), how fast
@@ -31,7 +32,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 	touch $@
 
 run: .venv/ready
-	@$(BIN)/python -m tools.run --dataset "$(DATASET)" --workers "$(WORKERS)"
+	@$(BIN)/python -m tools.run --dataset "$(DATASET)" --workers "$(WORKERS)" $(if $(QUICK),--quick)
 
 check: .venv/ready-dev
 	$(BIN)/ruff check .
@@ -48,7 +49,7 @@ test: .venv/ready-dev
 # Two lanes of one thread each do more than one of two. A lesson waits for those whose artefacts it reads; what others
 # wait for, or takes longest, stands first. nbval reads a cell's messages when the cell has ended and loses those
 # beyond 1,000, so progress bars send few.
-CHECKED := $(addprefix check-,05 08 06 07 11 12 13 09 10)
+CHECKED := $(addprefix check-,05 08 06 07 14 11 12 13 09 10)
 PYTEST  := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 TQDM_MININTERVAL=5 $(BIN)/python -m pytest -v
 NBVAL   := RECNN_ROOT=$(CURDIR)/.test $(PYTEST) --nbval --nbval-cell-timeout=3600
 .PHONY: check-data check-units check-types check-ray check-tables $(CHECKED)
@@ -71,13 +72,14 @@ check-data:
 $(CHECKED): check-%:
 	$(NBVAL) notes/$*_*.ipynb
 check-05 check-12 check-13: check-data
-check-06 check-07 check-08 check-11: check-05
+check-06 check-07 check-08 check-11 check-14: check-05
 check-09 check-10: check-06 check-07 check-08
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.frames
 	$(BIN)/python -m benchmarks.metadata
 	$(BIN)/python -m benchmarks.agents
+	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.service
 	$(BIN)/python -m benchmarks.cluster
 

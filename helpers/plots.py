@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 
 def curves(log: pd.DataFrame, panels: dict[str, dict[str, str]], smooth: int = 10, columns: int = 2) -> Figure:
-    """Draw logged scalars against the training step, raw and faint under their running mean.
+    """Draw logged scalars against the training step (or pass), raw and faint under their running mean.
 
     Args:
-        log: indexed by step, one column a scalar; NaN where a step did not log it.
+        log: indexed by step, or by pass, one column a scalar; NaN where a step did not log it.
         panels: axis label → {column: legend}.
         smooth: logged rows in the running mean.
     """
@@ -24,7 +24,7 @@ def curves(log: pd.DataFrame, panels: dict[str, dict[str, str]], smooth: int = 1
             axis.plot(values.index, values, color=f"C{number}", alpha=1 if few else 0.25, marker="." if few else "")
             smoothed = values if few else values.rolling(smooth, center=True, min_periods=1).mean()
             axis.plot(smoothed.index, smoothed, color=f"C{number}", label=legend)
-        axis.set(xlabel="training step", ylabel=label)
+        axis.set(xlabel=log.index.name if log.index.name == "pass" else "training step", ylabel=label)
         axis.legend(fontsize="small")
     for axis in axes.flat[len(panels):]:
         axis.set_visible(False)

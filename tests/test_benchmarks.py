@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import agents, frames, service, synthetic
+from benchmarks import agents, frames, service, synthetic, whole_log
 from helpers.datasets import read_ratings
 from helpers.files import PROJECT
 from helpers.networks import Joint
@@ -39,6 +39,17 @@ def test_readme_shows_the_measured_table_and_the_ratios_follow_from_its_rows(nam
     assert block(mark, bench.table(result)) in (PROJECT / "README.md").read_text(encoding="utf-8")
     assert bench.ratios(result["rows"]) == result["ratios"]
     assert "bf16_ndcg" not in result or agents.bf16_ndcg(result["rows"]) == result["bf16_ndcg"]
+
+
+def test_readme_shows_the_rows_of_ml_1m():
+    result = json.loads((PROJECT / "res" / "results-ml-1m.json").read_text(encoding="utf-8"))
+    shown = block("results-ml-1m", whole_log.table(result["rows"]))
+    assert shown in (PROJECT / "README.md").read_text(encoding="utf-8")
+    rows = {row["name"]: row for row in result["rows"]}
+    for each in result["protocols"]["last-1"]["differences"]:
+        less = rows[each["one"]][each["metric"]] - rows[each["other"]][each["metric"]]
+        assert each["difference"] == pytest.approx(less, abs=2e-4)
+        assert each["low"] < each["difference"] < each["high"]
 
 
 def test_the_benchmarked_networks_are_the_same_function():

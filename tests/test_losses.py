@@ -103,3 +103,13 @@ def test_a_sample_of_a_large_catalogue_gives_its_sums_without_bias_and_close_to_
 def test_a_small_catalogue_is_summed_over_whole():
     items, next_items = torch.randn(4_096, 8), torch.zeros(2, 3, dtype=torch.long)
     assert all(a is b for a, b in zip(losses.sampled_items(items, next_items), (items, next_items), strict=True))
+
+
+def test_cross_entropy_over_items_is_torchs_and_so_are_its_gradients():
+    torch.manual_seed(0)
+    h, items = (torch.randn(n, 16, requires_grad=True) for n in (70, 300_000))  # more than one block of rows
+    target = torch.randint(300_000, (70,))
+    ours = torch.autograd.grad(3 * losses.ItemCrossEntropy.apply(h, items, target), (h, items))
+    torchs = torch.autograd.grad(3 * torch.nn.functional.cross_entropy(h @ items.T, target), (h, items))
+    for one, other in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)

@@ -44,6 +44,8 @@ LESSONS = {
     "12_your_data": Lesson(writes=("own/events.csv", "own/catalogue.parquet", "news_sample/train/behaviors.tsv",
                                    "news_sample/dev/behaviors.tsv")),
     "13_beyond_one_machine": Lesson(TASK),
+    "14_whole_log": Lesson((*TASK, *BASELINES, "res/results-ml-1m.json"), (
+        "policies/whole_log.pt", "cases/whole_log.csv", "res/14_whole_log.json")),
 }
 
 

@@ -1,0 +1,102 @@
+"""Judge lesson 14's policy where published sequence models are judged: `python -m benchmarks.whole_log`.
+
+Each user's last film, the whole catalogue ranked, films with five ratings or more. Everything is fitted on the
+training part; the number of passes and the critic's weight are chosen on validation; the test is read once. Ratings of
+one second stay in the order of the file, as in the published tests. Writes res/results-<dataset>.json, rows as in
+res/results.json.
+"""
+
+import argparse
+import json
+import time
+from functools import partial
+
+import numpy as np
+import torch
+
+from benchmarks import results
+from helpers import datasets, evaluation, features, recommenders
+from helpers.agents import whole_log
+from helpers.files import PROJECT, data_dir, read_vectors, write_json
+from helpers.frames import Frames
+from tools.readme import replace_block
+
+PROTOCOL, LEAST_RATINGS, LENGTH, MAX_PASSES, PATIENCE = "last-1", 5, 200, 30, 2
+BETAS, KEEPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8), 0.98
+SETTINGS = whole_log.WholeLogSettings(dropout=0.2, item_dropout=0.15, batch_size=128, tau=0.03, shuffle_ties=False)
+
+
+def table(rows: list[dict]) -> str:
+    """Return the README's table in Markdown."""
+    lines = ["| model | NDCG@10 | 95 % over users | HR@10 | reward@10 |", "| --- | ---: | :---: | ---: | ---: |"]
+    return "\n".join([*lines, *(
+        f"| {row['name']} | {row['ndcg@10']:.3f} | {row['ndcg@10 low']:.3f} – {row['ndcg@10 high']:.3f} | "
+        f"{row['hr@10']:.3f} | {row['reward@10']:.3f} |" for row in rows)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", default="ml-1m")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    home = data_dir(options.dataset)
+    ratings = datasets.read_ratings(datasets.fetch(options.dataset))
+    ratings = ratings[ratings.groupby("item_id")["user_id"].transform("size") >= LEAST_RATINGS].reset_index(drop=True)
+    known = features.read_infos(home / "infos.json")
+    infos = {item: known[item] for item in sorted(ratings["item_id"].unique())}
+    part, ids = results.cut(ratings, PROTOCOL), np.array(list(infos))
+    matrix = features.item_matrix(part.train, infos, read_vectors(home / "texts_bert.p"))
+    make = partial(Frames, item_ids=ids, item_matrix=matrix, frame_size=10, device=options.device)
+    (history, valid), (longer, test) = ((make(turn[0][0]), turn[0][1]) for turn in (part.valid, part.test))
+    path = PROJECT / "res" / f"results-{home.name}.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "protocols": {}}
+    rows, users, passes = [], {}, []
+
+    def report(name: str, kind: str, models: list, cpu: float = 0.0, **more: object) -> None:
+        runs = [evaluation.user_metrics(evaluation.rank_held_out(model, longer, test)) for model in models]
+        row, users[name] = results.judged_row(name, kind, PROTOCOL, runs, cpu, **more)
+        rows.append(row)
+        print(row, flush=True)
+
+    report("popularity", "baseline", [recommenders.popularity(part.train)])
+    for name, plain in (("EASE", True), ("EASE, recent films", False)):
+        tried = {(ridge, last, decay): evaluation.ndcg(recommenders.ease(fitted, last, decay), history, valid)
+                 for ridge in sorted({each[0] for each in results.EASE_GRID})
+                 for fitted in [recommenders.fit_ease(part.train, ids, ridge)]
+                 for last, decay in {each[1:] for each in results.EASE_GRID} if (last == 10_000) == plain}
+        ridge, last, decay = max(tried, key=tried.get)
+        report(name, "baseline", [recommenders.ease(recommenders.fit_ease(part.train, ids, ridge), last, decay)],
+               chosen=str((ridge, last, decay)), tried=len(tried))
+    agents, started = [], time.process_time()
+    for seed in range(options.seeds):
+        agents.append(whole_log.new_whole_log(seed, history.items, LENGTH, SETTINGS))
+        curve = whole_log.train_until_flat(
+            agents[-1], history, partial(whole_log.validation_loss, history=history, valid=valid), SETTINGS,
+            length=LENGTH, max_passes=MAX_PASSES, patience=PATIENCE, seed=seed)
+        print(curve.round(3).to_string(), flush=True)
+        passes.append(len(curve))
+    cpu, front = (time.process_time() - started) / options.seeds, []
+    for beta in BETAS:
+        means = sum(evaluation.user_metrics(evaluation.rank_held_out(partial(
+            whole_log.whole_log_policy, net=agent["target"], beta=beta), history, valid)).mean() for agent in agents)
+        front.append({"beta": beta, **{name.lower(): round(means[name] / len(agents), 4)
+                                       for name in ("NDCG@10", "reward@10")}})
+    good = [each for each in front if each["ndcg@10"] >= KEEPS * front[0]["ndcg@10"]]
+    chosen = max(good, key=lambda each: each["reward@10"])["beta"]
+    for name, kind, beta in (("supervised baseline, whole log", "supervised", 0.0), ("whole log", "rl", chosen)):
+        report(name, kind, [partial(whole_log.whole_log_policy, net=agent["target"], beta=beta) for agent in agents],
+               cpu, beta=beta, passes=passes)
+    differences = [results.difference(users, "whole log", other, metric) for other in users if other != "whole log"
+                   for metric in ("NDCG@10", "reward@10")]
+    result["rows"] = [row for row in result["rows"] if row["name"] not in users] + rows
+    result["protocols"][PROTOCOL] = {"cases": len(test), "films": len(ids), "beta": front, "chosen": chosen,
+                                     "differences": differences}
+    write_json(path, result)
+    if home.name == "ml-1m":
+        replace_block("results-ml-1m", table(result["rows"]))
+    print(*front, *differences, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
