@@ -6,6 +6,7 @@ Writes res/bench_scale.json.
 """
 
 import argparse
+import contextlib
 import json
 import resource
 import subprocess
@@ -46,21 +47,21 @@ def stepper(frames: Frames, whole: bool) -> Callable[[Tensor], None]:
     agent = ddpg.new_agent(0, 10, frames.embed_size, **settings.for_agent())
 
     def step(index: Tensor) -> None:
-        with training.autocast("cpu"), mock.patch.object(ddpg, "sampled_items", lambda *both: both) if whole else \
-                mock.patch.object(ddpg, "sampled_items", ddpg.sampled_items):
+        sums = mock.patch.object(ddpg, "sampled_items", lambda *both: both) if whole else contextlib.nullcontext()
+        with training.autocast("cpu"), sums:
             ddpg.update(agent, frames, index, **settings.for_update())
     return step
 
 
 def updates() -> dict[str, dict]:
     """Return seconds an update by way: all ways take turns, the first one changing."""
-    ways, sampled = {}, {}
+    ways = {}
     for n_items in SIZES:
         frames = popular_frames(n_items)
         ways[f"{n_items} items"] = (stepper(frames, False), frames)
         if n_items <= WHOLE:
             ways[f"{n_items} items, whole sums"] = (stepper(frames, True), frames)
-    sampled = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(ROUNDS + 1):
         for name in sorted(ways, reverse=bool(turn % 2)):
             step, frames = ways[name]
@@ -69,8 +70,8 @@ def updates() -> dict[str, dict]:
             for some in index:
                 step(some)
             if turn:  # the first round warms up
-                sampled[name].append((time.perf_counter() - started) / STEPS)
-    return {name: {"seconds": median(rounds), "rounds": rounds} for name, rounds in sampled.items()}
+                seconds[name].append((time.perf_counter() - started) / STEPS)
+    return {name: {"seconds": median(rounds), "rounds": rounds} for name, rounds in seconds.items()}
 
 
 def ratios(rows: dict[str, dict]) -> dict[str, float]:

@@ -60,14 +60,12 @@ def main() -> None:
         print(row, flush=True)
 
     report("popularity", "baseline", [recommenders.popularity(part.train)])
+    fitted = {ridge: recommenders.fit_ease(part.train, ids, ridge) for ridge in {each[0] for each in results.EASE_GRID}}
     for name, plain in (("EASE", True), ("EASE, recent films", False)):
-        tried = {(ridge, last, decay): evaluation.ndcg(recommenders.ease(fitted, last, decay), history, valid)
-                 for ridge in sorted({each[0] for each in results.EASE_GRID})
-                 for fitted in [recommenders.fit_ease(part.train, ids, ridge)]
-                 for last, decay in {each[1:] for each in results.EASE_GRID} if (last == 10_000) == plain}
-        ridge, last, decay = max(tried, key=tried.get)
-        report(name, "baseline", [recommenders.ease(recommenders.fit_ease(part.train, ids, ridge), last, decay)],
-               chosen=str((ridge, last, decay)), tried=len(tried))
+        models = {each: recommenders.ease(fitted[each[0]], *each[1:]) for each in results.EASE_GRID
+                  if (each[1] == 10_000) == plain}
+        best = max(models, key=lambda each: evaluation.ndcg(models[each], history, valid))
+        report(name, "baseline", [models[best]], chosen=str(best), tried=len(models))
     agents, started = [], time.process_time()
     for seed in range(options.seeds):
         agents.append(whole_log.new_whole_log(seed, history.items, LENGTH, SETTINGS))
@@ -76,16 +74,12 @@ def main() -> None:
             length=LENGTH, max_passes=MAX_PASSES, patience=PATIENCE, seed=seed)
         print(curve.round(3).to_string(), flush=True)
         passes.append(len(curve))
-    cpu, front = (time.process_time() - started) / options.seeds, []
-    for beta in BETAS:
-        means = sum(evaluation.user_metrics(evaluation.rank_held_out(partial(
-            whole_log.whole_log_policy, net=agent["target"], beta=beta), history, valid)).mean() for agent in agents)
-        front.append({"beta": beta, **{name.lower(): round(means[name] / len(agents), 4)
-                                       for name in ("NDCG@10", "reward@10")}})
-    good = [each for each in front if each["ndcg@10"] >= KEEPS * front[0]["ndcg@10"]]
-    chosen = max(good, key=lambda each: each["reward@10"])["beta"]
+    cpu, nets = (time.process_time() - started) / options.seeds, [agent["target"] for agent in agents]
+    tried = whole_log.front_of(nets, history, valid, BETAS)
+    chosen = whole_log.choose_beta(tried, KEEPS)
+    front = tried.rename(columns=str.lower).round(4).rename_axis("beta").reset_index().to_dict("records")
     for name, kind, beta in (("supervised baseline, whole log", "supervised", 0.0), ("whole log", "rl", chosen)):
-        report(name, kind, [partial(whole_log.whole_log_policy, net=agent["target"], beta=beta) for agent in agents],
+        report(name, kind, [partial(whole_log.whole_log_policy, net=net, beta=beta) for net in nets],
                cpu, beta=beta, passes=passes)
     differences = [results.difference(users, "whole log", other, metric) for other in users if other != "whole log"
                    for metric in ("NDCG@10", "reward@10")]

@@ -141,8 +141,8 @@ def whole_log_losses(agent: dict, items: Tensor, stars: Tensor, real: Tensor, ga
 def whole_log_update(agent: dict, frames: Frames, batch: tuple[np.ndarray, np.ndarray],
                      settings: WholeLogSettings) -> dict:
     """Make one step on a batch of windows, (first (B,), end (B,)), and return what to log."""
-    losses = whole_log_losses(agent, *read_windows(frames, *batch), settings.gamma, settings.beta)
-    behaviour, critic, q = losses
+    window = read_windows(frames, *batch)
+    behaviour, critic, q = whole_log_losses(agent, *window, settings.gamma, settings.beta)
     agent["optimiser"].zero_grad()
     (behaviour + settings.critic_weight * critic).backward()
     nn.utils.clip_grad_norm_(agent["net"].parameters(), 1.0)
