@@ -69,3 +69,15 @@ def test_of_many_users_some_are_judged_by_and_all_are_learnt_from(home, capsys):
     assert len(t.split.test) == 15 and set(t.split.test["user_id"]) == set(t.split.valid["user_id"])
     pd.testing.assert_frame_equal(t.split.test, again.split.test)
     assert len(t.history.item_idx) == 40 * 18 and len(t.longer_history.item_idx) == 40 * 19
+
+
+def test_a_text_that_does_not_hold_is_printed_and_stops_only_whoever_is_strict(monkeypatch, capsys):
+    monkeypatch.delenv("RECNN_STRICT", raising=False)
+    for dataset in ("ml-100k", "clicks"):
+        with task.text_holds(dataset):
+            ndcg = 0.05
+            assert ndcg > 0.11
+    assert capsys.readouterr().out.count("There: ndcg > 0.11") == 1  # of ML-100K alone
+    monkeypatch.setenv("RECNN_STRICT", "1")
+    with pytest.raises(AssertionError), task.text_holds("ml-100k"):
+        assert ndcg > 0.11

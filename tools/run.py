@@ -94,9 +94,9 @@ def state_of(paths: list[Path]) -> list | None:
     return [[shown(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
-def shortened(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def shortened(notebook: nbformat.NotebookNode, toys: bool = False) -> nbformat.NotebookNode:
     """Return the notebook with the parameters of QUICK, less what is trained on toys, which no data set can change."""
-    notebook.cells = [cell for cell in notebook.cells if "toy" not in cell.metadata.get("tags", [])]
+    notebook.cells = [cell for cell in notebook.cells if toys or "toy" not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
             for name, value in QUICK.items():
@@ -302,8 +302,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", default="", help="how many workers lesson 13 has, with Ray")
     parser.add_argument("--in-place", action="store_true", help="write the outputs into notes/, as committed")
     parser.add_argument("--quick", action="store_true", help="one seed and few steps, to see that all runs")
+    parser.add_argument("--copies", type=Path, help="run nothing: write shortened copies of the lessons there")
     parser.add_argument("--force", action="store_true", help="run even what is up to date")
     options = parser.parse_args(arguments)
+    if options.copies:
+        options.copies.mkdir(parents=True, exist_ok=True)
+        for name in LESSONS:
+            nbformat.write(shortened(nbformat.read(NOTES / f"{name}.ipynb", as_version=4), toys=True),
+                           options.copies / f"{name}.ipynb")
+        return 0
+    if options.in_place:  # what is committed must be as its text says
+        os.environ["RECNN_STRICT"] = "1"
     if options.workers:
         os.environ["RECNN_WORKERS"] = options.workers
     try:
