@@ -1,7 +1,6 @@
 """Judge policies and baselines by every protocol of lesson 10: `python -m benchmarks.results [PROTOCOL …]`.
 
-Everything is fitted on the training part of its protocol alone, the item matrix too; critic weights and settings are
-chosen on
+Everything is fitted on the training part of its protocol alone, the item matrix too; settings are chosen on
 validation; the test is read once, for the report. Scores that `baselines.py` left in `data/<dataset>/results/` (it
 needs an environment of its own) are judged with the rest. Writes `res/results.json`, protocol by protocol.
 """
@@ -20,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from helpers import datasets, evaluation, features, recommenders, training
+from helpers import datasets, evaluation, features, liking, recommenders, training
 from helpers.agents import ddpg
 from helpers.evaluation import Recommender
 from helpers.extra import simulator
@@ -31,16 +30,14 @@ from tools.readme import replace_block
 
 PROTOCOLS = ("last-5", "last-1", "temporal", "simulator")
 SEEDS = (0, 1, 2, 3, 4)
-FRAME_SIZE, MAX_STEPS, BATCH_SIZE, LEARNING_RATE = 10, 800, 512, 3e-3   # lesson 05's
-GAMMAS = (0.9, 0.5, 0.0)
-CRITIC_WEIGHTS = (0.0, 0.1, 0.2)
-# in the simulator: β, candidates
-LARGE_CRITIC_WEIGHTS = ((0.0, 100), (0.3, 100), (1.0, 100), (np.inf, 100), (np.inf, 400))
+FRAME_SIZE, MAX_STEPS, SETTINGS = 10, 800, ddpg.DDPGSettings()  # lesson 05's
+GAMMA, STAR_WEIGHT = SETTINGS.gamma, 0.15
+BETAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.3, 2.5)   # of the tilt by expected stars
+SESSION_BETAS = (0.0, 0.6, 2.5, 10.0, 40.0)        # in the simulator, where nothing asks what people do next
 RIDGES = (100, 200, 400)                        # of the history term
 SAYS = list(product((4.0, 6.0), (0.0, 0.2, 0.4)))  # its weight and rating_slope
-NO_LOSS = 0.98          # of the supervised baseline's NDCG@10 on validation: a policy for reward may not rank lower
+NO_LOSS = 0.97          # of NDCG@10 on validation, of the supervised baseline with history: what a tilt must keep
 CHOSEN_ON, CHOOSING_SEEDS = "last-5", 3  # the protocol whose validation chooses for all, and by how many seeds
-CANDIDATES = 100
 RELEVANT = 4.0          # stars, in the temporal protocol
 WORLD_SHARE = 0.3       # users the simulator is fitted on, whom no agent sees
 SEEN_ENOUGH = 10        # ratings in the world for a film to be shown there
@@ -82,30 +79,24 @@ def ranked(recommend: Recommender, turns: list[tuple[Frames, pd.DataFrame]]) -> 
     return pd.concat([evaluation.rank_held_out(recommend, history, cases) for history, cases in turns])
 
 
-def train_agent(frames: Frames, seed: int, gamma: float, value_weight: float = 1.0) -> tuple[dict, float]:
-    """Return (lesson 05's agent, CPU seconds); with a value weight of 0 the supervised baseline."""
-    lesson, started = ddpg, time.process_time()
-    agent = lesson.new_agent(seed, FRAME_SIZE, frames.embed_size, LEARNING_RATE, encoder="attention",
-                             critic_dropout=0.3)
-    step = partial(lesson.update, agent, frames, gamma=gamma, tau=0.01, decay=0.7, future=3, value_weight=value_weight)
-    training.fit(step, frames, agent, batch_size=BATCH_SIZE, max_steps=MAX_STEPS, seed=seed, shuffle_ties=True,
-                 safe_every=MAX_STEPS, log_every=100, desc=f"γ = {gamma}, λ = {value_weight}, seed {seed}")
+def train_agent(frames: Frames, seed: int, **weights: float) -> tuple[dict, float]:
+    """Return (lesson 05's agent, CPU seconds); with value_weight=0 the supervised baseline."""
+    started = time.process_time()
+    agent = ddpg.new_agent(seed, FRAME_SIZE, frames.embed_size, **SETTINGS.for_agent())
+    step = partial(ddpg.update, agent, frames, **SETTINGS.for_update() | weights)
+    training.fit(step, frames, agent, batch_size=SETTINGS.batch_size, max_steps=MAX_STEPS, seed=seed,
+                 shuffle_ties=True, safe_every=MAX_STEPS, log_every=100, desc=f"{weights or 'DDPG'}, seed {seed}")
     return agent, time.process_time() - started
 
 
-def policy_of(agent: dict, beta: float = 0.0, k: int = CANDIDATES, term: UserHistory | None = None) -> Recommender:
-    """Return the target actor as a recommender, with the target critic as a second judge unless beta is 0."""
-    if not beta:
-        return recommenders.policy(agent["actor_target"], term)
-    return partial(ddpg.wolpertinger, actor=agent["actor_target"], critic=agent["critic_target"],
-                   k=k, beta=beta, term=term)
+def policy_of(agent: dict, term: UserHistory | None = None) -> Recommender:
+    """Return the target actor as a recommender."""
+    return recommenders.policy(agent["actor_target"], term)
 
 
-def choose(judged: dict[tuple, pd.Series], floor: float) -> tuple:
-    """Return the setting with most reward@10 among those with an NDCG@10 of `floor`, or the one that ranks best."""
-    good = [key for key, means in judged.items() if means["NDCG@10"] >= floor]
-    return max(good, key=lambda key: judged[key]["reward@10"]) if good else \
-        max(judged, key=lambda key: judged[key]["NDCG@10"])
+def factorisation(train: pd.DataFrame, ids: np.ndarray, similarity: np.ndarray) -> Recommender:
+    """Fit a biased matrix factorisation, its size chosen on a held-out tenth of the training part."""
+    return simulator.expected_stars(simulator.fit_world(train, ids, similarity))
 
 
 def judged_row(name: str, kind: str, protocol: str, runs: list[pd.DataFrame], cpu: float, **more: Any) -> tuple:
@@ -122,7 +113,7 @@ def judged_row(name: str, kind: str, protocol: str, runs: list[pd.DataFrame], cp
 
 def difference(users: dict[str, pd.DataFrame], one: str, other: str, metric: str = "NDCG@10") -> dict[str, Any]:
     """Return one model's metric less another's on the same users, with its interval, and their ratio."""
-    values = users[one][metric] - users[other][metric]
+    values = (users[one][metric] - users[other][metric]).dropna()
     low, high = evaluation.bootstrap(values)
     return {"one": one, "other": other, "metric": metric.lower(), "difference": round(float(values.mean()), 4),
             "low": round(low, 4), "high": round(high, 4),
@@ -157,39 +148,49 @@ def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: di
                                                                  decay)],
                         time.process_time() - started, {"tried": len(tried), "chosen": str((ridge, last, decay))})
 
+    stars = liking.fit_liking(part.train, ids, matrix)
+    models |= {"mean rating": ("baseline", [liking.mean_rating(part.train)], 0.0, {}),
+               "factorisation": ("baseline", [factorisation(part.train, ids, similarity)], 0.0, {}),
+               "expected stars": ("supervised", [stars], 0.0, {})}
     frames = Frames(part.train, ids, matrix, FRAME_SIZE)
-    supervised = [train_agent(frames, seed, GAMMAS[0], value_weight=0.0) for seed in seeds]
-    agents = {GAMMAS[0]: [train_agent(frames, seed, GAMMAS[0]) for seed in seeds]}
+    trained = {"supervised baseline": ("supervised", {"value_weight": 0.0}),
+               "supervised, star-weighted": ("supervised", {"value_weight": 0.0, "star_weight": STAR_WEIGHT}),
+               "DDPG": ("rl", {})}
+    agents = {name: [train_agent(frames, seed, **weights) for seed in seeds] for name, (_, weights) in trained.items()}
     tried: dict[str, list] = {}
+    tilts = {"expected stars": stars, "factorisation": models["factorisation"][1][0]}
     if protocol == CHOSEN_ON:
         histories = {ridge: fit_user_history(part.train, ids, matrix, ridge) for ridge in RIDGES}
-        agents |= {gamma: [train_agent(frames, seed, gamma) for seed in seeds[:CHOOSING_SEEDS]] for gamma in GAMMAS[1:]}
-        chosen, tried = choose_all(agents, supervised, histories, partial(users_of, turns=valid))
+        chosen, tried = choose_all(agents, histories, tilts, partial(users_of, turns=valid))
     elif chosen is None:
         raise SystemExit(f"the settings of {protocol} are those that {CHOSEN_ON} chose: judge that one first")
-    gamma, done = chosen["gamma"], agents.get(chosen["gamma"], [])
-    agents[gamma] = [*done, *(train_agent(frames, seed, gamma) for seed in seeds[len(done):])]
     term = fit_user_history(part.train, ids, matrix, **chosen["user_history"])
-    for_reward = term._replace(weight=chosen["weight"], rating_slope=chosen["rating_slope"])
-    for name, kind, runs, more in (("supervised baseline", "supervised", supervised, {}),
-                                   ("DDPG", "rl", agents[GAMMAS[0]], {"gamma": GAMMAS[0]})):
-        models[name] = (kind, [policy_of(agent) for agent, _ in runs], runs[0][1], more)
-        models[f"{name}, with history"] = (kind, [policy_of(agent, term=term) for agent, _ in runs], runs[0][1],
-                                          more | {"user_history": chosen["user_history"]})
-    models["DDPG for reward"] = (
-        "rl", [policy_of(agent, float(chosen["beta"]), term=for_reward) for agent, _ in agents[gamma]],
-        agents[gamma][0][1], {name: chosen[name] for name in ("gamma", "beta", "weight", "rating_slope")})
-    rows, users = [], {}
-    train_users = test[0][0].user_ids
+    for name, (kind, _) in trained.items():
+        runs, cpu = [policy_of(agent) for agent, _ in agents[name]], agents[name][0][1]
+        longer = [policy_of(agent, term) for agent, _ in agents[name]]
+        models[name] = (kind, runs, cpu, {"gamma": GAMMA} if kind == "rl" else {})
+        models[f"{name}, with history"] = (kind, longer, cpu, {"user_history": chosen["user_history"]})
+        for by, tilt in tilts.items():
+            beta = chosen["beta"][f"{name}, {by}"]
+            models[f"{name}, with history, tilted by {by}"] = (
+                kind, [liking.tilted(each, tilt, beta) for each in longer], cpu, {"beta": beta})
+    rows, users, held_out = [], {}, pd.concat([cases for _, cases in test])
+    train_users = test[0][0].user_ids[test[0][0].log_length > FRAME_SIZE]
     for name, (kind, scorers, cpu, more) in models.items():
         ranks = [ranked(recommend, test) for recommend in scorers]
         runs = [evaluation.user_metrics(each, relevant=part.relevant) for each in ranks]
-        slates = evaluation.slates_of(recommenders[0], test[0][0], train_users)
+        slates = evaluation.slates_of(scorers[0], test[0][0], train_users)
+        heard = sum(liking.accuracy(recommend, test[0][0], held_out) for recommend in scorers) / len(scorers)
+        low, high = evaluation.bootstrap(heard)
+        kept = np.mean([liking.kept_when_exchanged(recommend, test[0][0], train_users).mean() for recommend in scorers])
+        more |= {"liking accuracy": round(float(heard.mean()), 4), "liking low": round(low, 4),
+                 "liking high": round(high, 4), "kept when exchanged": round(float(kept), 3)}
         more |= {key: round(value, 4) for key, value in
                  evaluation.slate_metrics(slates, similarity, part.train, ids).items()}
-        stars = ranks[0].loc[ranks[0]["rank"] <= 10, "rating"].mean()
+        hits = ranks[0].loc[ranks[0]["rank"] <= 10, "rating"].mean()
         row, users[name] = judged_row(name, kind, protocol, runs, cpu, **more,
-                                      **{"stars of hits": round(float(stars), 3)})
+                                      **{"stars of hits": round(float(hits), 3)})
+        users[name] = users[name].assign(liking=heard.reindex(users[name].index))
         rows.append(row)
         print(row, flush=True)
     evaluation.write_cases(folder / protocol / "users.csv", users)
@@ -197,45 +198,58 @@ def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: di
             "chosen": chosen, **tried, "differences": differences_of(users)}
 
 
-def choose_all(agents: dict[float, list], supervised: list, histories: dict[float, UserHistory],
+def choose_all(agents: dict[str, list], histories: dict[float, UserHistory], tilts: dict[str, Recommender],
                users_of: Callable) -> tuple[dict, dict[str, list]]:
-    """Choose on validation, by the mean of the seeds that all have: the term, and the policy for reward.
+    """Choose on validation, by the mean of the seeds: the history term, and how much each policy is tilted.
 
-    The history term (ridge, weight, rating slope) is the one with which the supervised baseline ranks best. The policy
-    for reward (γ, β, and the term's weight and slope) earns most reward@10 among those that rank as well as that
-    baseline, but for NO_LOSS.
+    The term (ridge, weight, rating slope) is the one with which the supervised baseline ranks best. The weight β of a
+    tilt is the one that earns most reward@10 among those that keep NO_LOSS of that baseline's NDCG@10.
 
     Returns:
-        (what was chosen, {"histories", "critic weights"}: what was tried).
+        (what was chosen, {"histories", "tilts"}: what was tried).
     """
-    n = min(len(runs) for runs in agents.values())
-    says = [(0.0, 0.0), *SAYS]
+    def judged(runs: list, term: UserHistory | None, tilt: Recommender | None = None, beta: float = 0.0) -> pd.Series:
+        policies = [policy_of(agent, term) for agent, _ in runs[:CHOOSING_SEEDS]]
+        policies = [liking.tilted(each, tilt, beta) for each in policies] if beta else policies
+        return sum(users_of(each).mean() for each in policies) / len(policies)
 
-    def mean_of_seeds(runs: list, ridge: float, weight: float, slope: float, beta: float = 0.0) -> pd.Series:
-        term = histories[ridge]._replace(weight=weight, rating_slope=slope) if weight else None
-        return sum(users_of(policy_of(agent, beta, term=term)).mean() for agent, _ in runs[:n]) / n
-
-    def listed(judged: dict[tuple, pd.Series], *names: str) -> list[dict]:
-        return [dict(zip(names, key, strict=True), seeds=n, **{
+    def listed(tried: dict[tuple, pd.Series], *names: str) -> list[dict]:
+        return [dict(zip(names, key, strict=True), **{
             metric.lower(): round(float(means[metric]), 4) for metric in ("NDCG@10", "reward@10")})
-            for key, means in judged.items()]
+            for key, means in tried.items()]
 
-    of_supervised = {(ridge, *say): mean_of_seeds(supervised, ridge, *say) for ridge in histories for say in says}
-    ridge, weight, slope = best = max(of_supervised, key=lambda key: of_supervised[key]["NDCG@10"])
-    of_agents = {(gamma, beta, *say): mean_of_seeds(runs, ridge, *say, beta)
-                 for gamma, runs in agents.items() for beta in CRITIC_WEIGHTS for say in says}
-    chosen = dict(zip(("gamma", "beta", "weight", "rating_slope"),
-                      choose(of_agents, NO_LOSS * of_supervised[best]["NDCG@10"]),
-                      strict=True))
-    return {"user_history": {"ridge": ridge, "weight": weight, "rating_slope": slope}, **chosen}, {
-        "histories": listed(of_supervised, "ridge", "weight", "rating_slope"),
-        "critic weights": listed(of_agents, "gamma", "beta", "weight", "rating_slope")}
+    def once(recommend: Recommender) -> Recommender:  # the histories to choose by stay the same objects
+        known: dict[tuple, Tensor] = {}
+
+        def recall(history: Frames, user_ids: np.ndarray) -> Tensor:
+            key = id(history), user_ids.tobytes()
+            if key not in known:
+                known[key] = recommend(history, user_ids)
+            return known[key]
+        return recall
+
+    tilts = {by: once(tilt) for by, tilt in tilts.items()}
+    said = {(ridge, *say): judged(agents["supervised baseline"], term._replace(weight=say[0], rating_slope=say[1]))
+            for ridge, term in histories.items() for say in SAYS}
+    ridge, weight, slope = best = max(said, key=lambda key: said[key]["NDCG@10"])
+    term = histories[ridge]._replace(weight=weight, rating_slope=slope)
+    tilted = {(name, by, beta): judged(runs, term, tilt, beta) for name, runs in agents.items()
+              for by, tilt in tilts.items() for beta in BETAS}
+    floor, beta = NO_LOSS * said[best]["NDCG@10"], {}
+    for name, by in product(agents, tilts):
+        keeps = [each for each in BETAS if tilted[name, by, each]["NDCG@10"] >= floor] or [0.0]
+        beta[f"{name}, {by}"] = max(keeps, key=lambda each: tilted[name, by, each]["reward@10"])
+    return {"user_history": {"ridge": ridge, "weight": weight, "rating_slope": slope}, "beta": beta}, {
+        "histories": listed(said, "ridge", "weight", "rating_slope"), "tilts": listed(tilted, "model", "by", "beta")}
 
 
 def differences_of(users: dict[str, pd.DataFrame]) -> list[dict]:
-    """Return every kind of DDPG less every other model."""
-    return [difference(users, one, other, metric) for one in users if one.startswith("DDPG")
-            for other in users if other != one for metric in ("NDCG@10", "reward@10")]
+    """Return what stands for ours, the tilted policies and what tilts them, less every other model."""
+    ours = [one for one in ("DDPG, with history", "DDPG, with history, tilted by expected stars",
+                            "supervised baseline, with history, tilted by expected stars", "expected stars")
+            if one in users]
+    return [difference(users, one, other, metric) for one in ours for other in users if other != one
+            for metric in ("NDCG@10", "reward@10", "liking") if metric in users[other]]
 
 
 def add_scores(protocol: str, results: dict[str, Any], ratings: pd.DataFrame, ids: np.ndarray, folder: Path) -> None:
@@ -373,28 +387,31 @@ def simulate(ratings: pd.DataFrame, infos: dict, vectors: dict, similarity: np.n
         best = tune(scorers)
         models[name] = ("baseline", [scorers[best]] * len(seeds), {"chosen": str(best[1:])})
 
-    first = {gamma: train_agent(frames, 0, gamma)[0] for gamma in GAMMAS}
-    supervised, term = train_agent(frames, 0, GAMMAS[0], 0.0)[0], fit_user_history(train, ids, matrix, RIDGES[1])
-    _, weight, slope = tune({("supervised", *say): policy_of(supervised, term=term._replace(weight=say[0],
-                                                                                            rating_slope=say[1]))
-                              for say in SAYS})
+    stars, term = liking.fit_liking(train, ids, matrix), fit_user_history(train, ids, matrix, RIDGES[1])
+    models |= {"mean rating": ("baseline", [liking.mean_rating(train)] * len(seeds), {}),
+               "factorisation": ("baseline", [factorisation(train, ids, similarity)] * len(seeds), {}),
+               "expected stars": ("supervised", [stars] * len(seeds), {})}
+    first, supervised = train_agent(frames, 0)[0], train_agent(frames, 0, value_weight=0.0)[0]
+    _, weight, slope = tune({("supervised", *say): policy_of(supervised, term._replace(weight=say[0],
+                                                                                       rating_slope=say[1]))
+                             for say in SAYS})
     term = term._replace(weight=weight, rating_slope=slope)
-    _, gamma, beta, k = tune({("DDPG", gamma, beta, k): policy_of(agent, beta, k, term) for gamma, agent
-                              in first.items() for beta, k in LARGE_CRITIC_WEIGHTS})
-    supervised = [supervised, *(train_agent(frames, seed, gamma, 0.0)[0] for seed in seeds[1:])]
-    agents = [first[gamma], *(train_agent(frames, seed, gamma)[0] for seed in seeds[1:])]
+    _, beta = tune({("DDPG", beta): liking.tilted(policy_of(first, term), stars, beta) for beta in SESSION_BETAS})
+    supervised = [supervised, *(train_agent(frames, seed, value_weight=0.0)[0] for seed in seeds[1:])]
+    agents = [first, *(train_agent(frames, seed)[0] for seed in seeds[1:])]
     remembers = {"weight": weight, "rating_slope": slope}
-    models |= {
-        "supervised baseline": ("supervised", [policy_of(agent) for agent in supervised], {}),
-        "supervised baseline, with history": ("supervised", [policy_of(agent, term=term) for agent in supervised],
-                                              remembers),
-        "DDPG": ("rl", [policy_of(agent) for agent in agents], {"gamma": gamma}),
-        "DDPG, with history": ("rl", [policy_of(agent, term=term) for agent in agents],
-                              {"gamma": gamma} | remembers),
-        "DDPG, re-ranked": ("rl", [policy_of(agent, beta, k, term) for agent in agents],
-                            {"gamma": gamma, "beta": str(beta), "candidates": k} | remembers)}
+    for name, kind, runs, more in (("supervised baseline", "supervised", supervised, {}),
+                                   ("DDPG", "rl", agents, {"gamma": GAMMA})):
+        longer = [policy_of(agent, term) for agent in runs]
+        models |= {name: (kind, [policy_of(agent) for agent in runs], more),
+                   f"{name}, with history": (kind, longer, more | remembers),
+                   f"{name}, with history, tilted by expected stars": (
+                       kind, [liking.tilted(each, stars, beta) for each in longer], more | remembers | {"beta": beta})}
+    models |= {name: ("oracle", [simulator.expected_stars(worlds["to report"], True, habits)] * len(seeds), {})
+               for name, habits in (("oracle: expected ratings", None), ("oracle: and satiation", simulator.HABITS))}
     rows, users = [], {}
     for mode in simulator.MODES:
+        before = len(rows)
         for name, (kind, scorers, more) in models.items():
             runs = [played(recommend, "to report", seed, mode=mode)
                     for seed, recommend in zip(seeds, scorers, strict=True)]
@@ -408,25 +425,35 @@ def simulate(ratings: pd.DataFrame, infos: dict, vectors: dict, similarity: np.n
             if mode == "no-repeat":
                 users[name] = mean
             print(rows[-1], flush=True)
+        earned = {row["name"]: row["reward"] for row in rows[before:]}
+        floor, best = earned["mean rating"], earned["oracle: and satiation"]
+        for row in rows[before:]:
+            row["headroom taken"] = round((row["reward"] - floor) / (best - floor), 3) if best > floor else None
     world = worlds["to report"]
-    return {"rows": rows, "critic weights": tuned, "users": len(world.user_ids),
+    return {"rows": rows, "tuned": tuned, "users": len(world.user_ids),
             "world": {"rmse": {key: round(value, 3) for key, value in world.rmse.items()}, "factors": world.n_factors,
                       "films shown": int((outside["item_id"].value_counts() >= SEEN_ENOUGH).sum()),
                       "habits": simulator.HABITS._asdict()},
-            "differences": [difference(users, "DDPG, re-ranked", other, metric) for other in users
-                            if other != "DDPG, re-ranked" for metric in ("reward", "diversity")]}
+            "differences": [difference(users, one, "mean rating", metric) for one in users
+                            if one != "mean rating" for metric in ("reward", "diversity")]}
 
 
 def readme_table(rows: list[dict]) -> str:
-    """Return the README's table: last-5, and what each model earned in a session of the simulator."""
-    sums = {row["name"]: row["reward"] for row in rows if row["protocol"] == "simulator" and row["mode"] == "no-repeat"}
-    lines = ["| model | NDCG@10 | 95 % over users | HR@10 | reward@10 | reward of a simulated session | seeds |",
-             "| --- | ---: | :---: | ---: | ---: | ---: | ---: |"]
-    for row in sorted((row for row in rows if row["protocol"] == "last-5"), key=lambda row: row["ndcg@10"]):
-        session = f"{sums.pop(row['name']):.0f}" if row["name"] in sums else ""
-        lines.append(f"| {row['name']} | {row['ndcg@10']:.3f} | {row['ndcg@10 low']:.3f} – {row['ndcg@10 high']:.3f} | "
-                     f"{row['hr@10']:.3f} | {row['reward@10']:.3f} | {session} | {row['seeds']} |")
-    lines += [f"| {name} | | | | | {reward:.0f} | |" for name, reward in sums.items()]
+    """Return the README's tables: last-5, and what a session of the simulator adds up to."""
+    def cell(row: dict, name: str) -> str:
+        return f"{row[name]:.3f}" if row.get(name) is not None else ""
+
+    lines = ["| model | NDCG@10 | 95 % over users | HR@10 | reward@10 | liking | kept when exchanged | seeds |",
+             "| --- | ---: | :---: | ---: | ---: | ---: | ---: | ---: |"]
+    ranked_rows = sorted((row for row in rows if row["protocol"] == "last-5"), key=lambda row: row["ndcg@10"])
+    lines += [f"| {row['name']} | {row['ndcg@10']:.3f} | {row['ndcg@10 low']:.3f} – {row['ndcg@10 high']:.3f} | "
+              f"{row['hr@10']:.3f} | {row['reward@10']:.3f} | {cell(row, 'liking accuracy')} | "
+              f"{cell(row, 'kept when exchanged')} | {row['seeds']} |" for row in ranked_rows]
+    lines += ["", "| a session with simulated users | reward | 95 % over users | headroom taken |",
+              "| --- | ---: | :---: | ---: |"]
+    sessions = [row for row in rows if row["protocol"] == "simulator" and row["mode"] == "no-repeat"]
+    lines += [f"| {row['name']} | {row['reward']:.0f} | {row['reward low']:.0f} – {row['reward high']:.0f} | "
+              f"{cell(row, 'headroom taken')} |" for row in sorted(sessions, key=lambda row: row["reward"])]
     return "\n".join(lines)
 
 
@@ -457,7 +484,10 @@ def main() -> None:
             found = rank_protocol(protocol, folder=home / "results", chosen=chosen, **data)
         if path.exists():  # another protocol may have been judged meanwhile
             results = json.loads(path.read_text(encoding="utf-8"))
-        results["rows"] = [row for row in results["rows"] if row["protocol"] != protocol] + found.pop("rows")
+        rows = found.pop("rows")  # what baselines.py left stays as it was judged
+        names = {row["name"] for row in rows}
+        results["rows"] = rows + [row for row in results["rows"] if row["protocol"] != protocol
+                                  or (row["kind"] == "baseline" and row["name"] not in names)]
         results["protocols"][protocol] = found
         write_json(path, results)
     if options.dataset == DEFAULT_DATASET:

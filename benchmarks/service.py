@@ -44,6 +44,7 @@ def write_model(folder: Path, n_items: int, embed_size: int, frame_size: int, ti
     import torch
 
     from helpers.agents import ship
+    from helpers.liking import Liking
     from helpers.networks import Actor, Critic
 
     torch.manual_seed(seed)
@@ -54,10 +55,11 @@ def write_model(folder: Path, n_items: int, embed_size: int, frame_size: int, ti
                             "release_year": 1950 + i % 70} for i, item_id in enumerate(ids)}
     rated = pd.Series(rng.choice(ids, 20 * n_items))
     about = {"dataset": "synthetic", "policy": "untrained", "rating": {"low": 0.5, "high": 5.0, "step": 0.5},
-             "critic": {"gamma": 0.9, "beta": 0.0, "candidates": 100}, "held_out": None, "short_histories": None,
+             "critic": {"gamma": 0.9}, "held_out": None, "short_histories": None,
              "licence": "Drawn at random: nobody's."}
     states = torch.randn(16, frame_size * (embed_size + 1))
-    ship.write_build(folder, actor, critic, ids, matrix, infos, rated, states, about, **options)
+    stars = Liking(3.0 + torch.rand(n_items), torch.randn(embed_size, embed_size) / embed_size, noise=0.8)
+    ship.write_build(folder, actor, critic, ids, matrix, infos, rated, states, about, stars=stars, **options)
     return actor, critic, matrix
 
 

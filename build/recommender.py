@@ -17,11 +17,12 @@ from typing import NamedTuple
 import numpy as np
 import onnxruntime
 
-FORMAT = 3       # of the model folder, as its manifest says
+FORMAT = 4       # of the model folder, as its manifest says
 NEEDED = ("actor.onnx", "critic.onnx", "items.npz", "items.json")
 THREADS = 1      # for a product: the networks are small, and the other processors are for other requests
 SEARCHED = 1000  # nearest items an approximate index is always asked for; who needs more is served exactly
 SAFE = 2 ** 53   # browsers read greater whole numbers as others
+UNLIKED, LAST = 2.5, 20.0  # fewer stars than that have a negative reward: such items come after all others
 SPELT = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "æ": "ae", "œ": "oe", "'": None, "’": None})
 
 
@@ -40,7 +41,7 @@ class Ask(NamedTuple):
     ratings: np.ndarray  # (h,) float32
     hidden: np.ndarray   # (m,) items that may not be in the slate: rated or left out, each once
     k: int               # items wanted
-    beta: float          # how loud the critic is; 0 leaves the slate to the actor
+    beta: float          # weight of the expected stars; 0 asks what people do next, whether they like it or not
 
 
 def parsed(content: bytes) -> dict | list:
@@ -94,6 +95,11 @@ def network(content: bytes) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
+def tilted(log_p: np.ndarray, stars: np.ndarray, beta: np.ndarray) -> np.ndarray:
+    """Return log p + β·stars, less LAST where fewer than UNLIKED are expected; with β = 0 log p alone."""
+    return np.where(beta > 0, log_p + beta * stars - LAST * (stars < UNLIKED), log_p)
+
+
 def words(text: str) -> list[str]:
     """Return the words of a text without case and accents.
 
@@ -123,7 +129,7 @@ class Recommender:
         manifest = self.manifest
         self.frame_size, self.embed_size = manifest["frame_size"], manifest["embed_size"]
         self.dataset, self.policy = str(manifest["dataset"]), str(manifest["policy"])
-        self.candidates, self.beta = int(manifest["critic"]["candidates"]), float(manifest["critic"]["beta"])
+        self.beta, self.noise, self.damping = (float(manifest["liking"][key]) for key in ("beta", "noise", "damping"))
         self.gamma = float(manifest["critic"]["gamma"])
         self.rating_slope = float(manifest["user_history"]["rating_slope"])
         self.low, self.high, self.step = (float(manifest["rating"][key]) for key in ("low", "high", "step"))
@@ -136,6 +142,8 @@ class Recommender:
             self.map = arrays["map"]                                          # (n, 2)
             self.axes, self.mean = arrays["axes"], arrays["mean"]             # (2, E), (E,)
             self.user_history = np.asarray(arrays["user_history"], np.float32)  # (E, E): zeros for a policy without one
+            self.offset = np.asarray(arrays["offset"], np.float32)              # (n,) stars, whoever is asked
+            self.root = np.asarray(arrays["root"], np.float32)                  # (E, E) of the covariance of tastes
         self.place_norm = float(manifest["map"]["norm"])
         self.actor, self.critic = network(content["actor.onnx"]), network(content["critic.onnx"])
         self.index = None
@@ -148,10 +156,13 @@ class Recommender:
         if not (n == len(self.row_of) == manifest["n_items"] and self.matrix.shape == (n, self.embed_size)
                 and self.map.shape == (n, 2) and self.n_ratings.shape == (n,)
                 and self.axes.shape == (2, self.embed_size) and self.mean.shape == (self.embed_size,)
-                and self.user_history.shape == (self.embed_size, self.embed_size)
+                and self.user_history.shape == self.root.shape == (self.embed_size, self.embed_size)
+                and self.offset.shape == (n,) and self.noise > 0
                 and (self.index is None or self.index.ntotal == n)
                 and all(net.get_inputs()[0].shape[1] == width for net in (self.actor, self.critic))):
             raise ModelError("sizes differ")
+        with np.errstate(invalid="ignore"):
+            self.tasted = self.matrix @ self.root  # (n, E): what a taste is multiplied with
         self.norm = np.maximum(np.linalg.norm(self.matrix, axis=1), 1e-12)  # (n,)
         self.by_ratings = np.argsort(-self.n_ratings, kind="stable")        # rows, most rated first
         self.popularity = np.log((self.n_ratings + 1) / (self.n_ratings + 1).sum())
@@ -224,51 +235,76 @@ class Recommender:
         sums = [(1 + self.rating_slope * (ask.ratings - 3)) @ self.matrix[ask.rows] for ask in asks]
         return np.stack(sums).astype(np.float32) @ self.user_history
 
-    def best(self, proto_action: np.ndarray, asks: list[Ask]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return (rows, log p) for each request: its best items that are not hidden, best first.
+    def tastes(self, asks: list[Ask]) -> tuple[np.ndarray, np.ndarray]:
+        """Return bias (B,) in stars and taste (B, E) of whole histories, by which lesson 05 expects stars of an item.
 
-        They are k, or as many as the critic re-ranks, or fewer where the others have no finite score. log p(i | s) is
-        the log softmax of proto_action · e_i / √E over the catalogue; where an approximate index chose, over the items
-        that it always finds, SEARCHED of them.
+        That is offset + bias + tasted · taste, where the taste is a ridge regression of the stars that were given.
         """
-        wanted = [min(max(ask.k, self.candidates) if ask.beta else ask.k, len(self.items) - len(ask.hidden))
-                  for ask in asks]
+        bias, taste = np.zeros(len(asks), np.float32), np.zeros((len(asks), self.embed_size), np.float32)
+        for b, ask in enumerate(asks):
+            x = np.nan_to_num(self.tasted[ask.rows])  # an item without a number says nothing
+            deviation = ask.ratings - self.offset[ask.rows]
+            bias[b] = deviation.sum() / (len(x) + self.damping)
+            taste[b] = np.linalg.solve(np.eye(self.embed_size) + x.T @ x / self.noise,
+                                       x.T @ (deviation - bias[b]) / self.noise)
+        return bias, taste
+
+    def best(self, proto_action: np.ndarray, asks: list[Ask], bias: np.ndarray | float = 0.0,
+             taste: np.ndarray | float = 0.0) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return (rows, `tilted` scores) for each request: its k best items that are not hidden, best first.
+
+        They are fewer where the others have no finite score. log p(i | s) is the log softmax of proto_action · e_i / √E
+        over the catalogue; where an approximate index chose, over the items that it always finds, SEARCHED of them.
+        """
+        wanted = [min(ask.k, len(self.items) - len(ask.hidden)) for ask in asks]
+        beta = np.array([[ask.beta] for ask in asks], np.float32)
+        bias, taste = np.broadcast_to(np.reshape(bias, (-1, 1)), beta.shape), np.broadcast_to(taste, proto_action.shape)
         near = np.array([self.index is not None and count + len(ask.hidden) <= min(SEARCHED, len(self.items))
                          for count, ask in zip(wanted, asks, strict=True)])
         answer: list = [None] * len(asks)
         for by_index, method in ((True, self._nearest), (False, self._exact)):
             chosen = np.flatnonzero(near == by_index)
             if len(chosen):
-                found = method(proto_action[chosen], [asks[b] for b in chosen], [wanted[b] for b in chosen])
+                found = method(proto_action[chosen], [asks[b] for b in chosen], [wanted[b] for b in chosen],
+                               beta[chosen], bias[chosen], taste[chosen])
                 for b, one in zip(chosen, found, strict=True):
                     answer[b], near[b] = one, len(one[0]) == wanted[b]  # too few: asked again, exactly
         return answer
 
-    def _nearest(self, proto_action: np.ndarray, asks: list[Ask],
-                 wanted: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _nearest(self, proto_action: np.ndarray, asks: list[Ask], wanted: list[int], beta: np.ndarray,
+                 bias: np.ndarray, taste: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         answer = []
-        products, found = self.index.search(proto_action, min(SEARCHED, len(self.items)))
-        for ask, count, logits, rows in zip(asks, wanted, products / self.embed_size ** 0.5, found, strict=True):
-            real = (rows >= 0) & np.isfinite(logits)
-            log_p = logits - np.logaddexp.reduce(logits[real])
-            kept = np.flatnonzero(real & ~np.isin(rows, ask.hidden))[:count]
-            answer.append((rows[kept], log_p[kept]))
+        asked = proto_action + self.embed_size ** 0.5 * beta * (taste @ self.root.T)
+        _, found = self.index.search(asked.astype(np.float32), min(SEARCHED, len(self.items)))
+        for b, (ask, count, rows) in enumerate(zip(asks, wanted, found, strict=True)):
+            rows = rows[rows >= 0]
+            logits = self.matrix[rows] @ proto_action[b] / self.embed_size ** 0.5
+            log_p = logits - np.logaddexp.reduce(logits[np.isfinite(logits)])
+            score = tilted(log_p, self.offset[rows] + bias[b] + self.tasted[rows] @ taste[b], beta[b])
+            kept = np.isfinite(score) & ~np.isin(rows, ask.hidden)
+            rows, score = rows[kept], score[kept]
+            order = np.argsort(-score, kind="stable")[:count]
+            answer.append((rows[order], score[order]))
         return answer
 
-    def _exact(self, proto_action: np.ndarray, asks: list[Ask],
-               wanted: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _exact(self, proto_action: np.ndarray, asks: list[Ask], wanted: list[int], beta: np.ndarray,
+               bias: np.ndarray, taste: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         answer = []
         logits = proto_action / np.float32(self.embed_size ** 0.5) @ self.matrix.T
         logits[~np.isfinite(logits)] = -np.inf
         top = np.maximum(logits.max(axis=1, keepdims=True), np.finfo(np.float32).min)  # where nothing has a score
-        total = top[:, 0] + np.log(np.maximum(np.exp(logits - top).sum(axis=1), 1))    # the sum has exp(0)
-        for ask, count, of_all, log_total in zip(asks, wanted, logits, total, strict=True):
+        total = top + np.log(np.maximum(np.exp(logits - top).sum(axis=1, keepdims=True), 1))  # the sum has exp(0)
+        score = logits - total
+        if beta.any():
+            score = tilted(score, self.offset + bias + taste @ self.tasted.T, beta)
+            score[~np.isfinite(score)] = -np.inf
+        for ask, count, of_all in zip(asks, wanted, score, strict=True):
             of_all[ask.hidden] = -np.inf
             place = len(of_all) - max(count, 1)
             rows = np.flatnonzero(of_all >= np.partition(of_all, place)[place])
             rows = rows[np.argsort(-of_all[rows], kind="stable")][:count]
             rows = rows[of_all[rows] > -np.inf]
-            answer.append((rows, of_all[rows] - log_total))
+            answer.append((rows, of_all[rows]))
         return answer
 
     def recommend(self, asks: list[Ask]) -> list[dict]:
@@ -284,7 +320,8 @@ class Recommender:
     def _by_policy(self, asks: list[Ask]) -> list[dict]:
         state = self.states(asks)
         proto_action = self.actor.run(["proto_action"], {"state": state})[0] + self.remembered(asks)
-        best = self.best(proto_action, asks)
+        bias, taste = self.tastes(asks)
+        best = self.best(proto_action, asks, bias, taste)
         rows = np.zeros((len(asks), max(1, *(len(own) for own, _ in best))), np.int64)
         for b, (own, _) in enumerate(best):
             rows[b, :len(own)] = own
@@ -292,19 +329,15 @@ class Recommender:
         length = np.maximum(np.linalg.norm(proto_action, axis=1, keepdims=True), 1e-12)
         places = (proto_action * (self.place_norm / length) - self.mean) @ self.axes.T
         answers = []
-        for ask, (own, score), value, place in zip(asks, best, values, places, strict=True):
-            value = value[:len(own)]
-            known = np.isfinite(value)
-            if ask.beta and known.sum() > 1:  # lesson 05's rerank: z is the value in deviations from their mean
-                z = (value - value[known].mean()) / max(value[known].std(ddof=1), 1e-6)
-                score = score + ask.beta * np.where(known, z, 0)
-            order = np.argsort(-score, kind="stable")[:ask.k]
-            own, used = own[order], ask.rows[-self.frame_size:]
+        for b, (ask, (own, score), value, place) in enumerate(zip(asks, best, values, places, strict=True)):
+            used = ask.rows[-self.frame_size:]
+            stars = (self.offset[own] + bias[b] + self.tasted[own] @ taste[b]).clip(self.low, self.high)
             similarity = np.nan_to_num(self.matrix[own] @ self.matrix[used].T
                                        / np.outer(self.norm[own], self.norm[used]))
-            slate = [{**self._named(row), "score": finite(score[i], 6), "value": finite(value[i], 6),
+            slate = [{**self._named(row), "score": finite(score[i], 6), "stars": finite(stars[i], 2),
+                      "value": finite(value[i], 6),
                       "because": {**self._named(used[like.argmax()]), "similarity": round(float(like.max()), 4)}}
-                     for row, i, like in zip(own, order, similarity, strict=True)]
+                     for i, (row, like) in enumerate(zip(own, similarity, strict=True))]
             lies = dict(zip("xy", (finite(part, 4) for part in place), strict=True))
             answers.append({"slate": slate, "used": len(used), "note": self._note(ask, len(slate)),
                             "proto_action": None if None in lies.values() else lies})
@@ -312,8 +345,8 @@ class Recommender:
 
     def _by_popularity(self, ask: Ask) -> dict:
         rows = self.by_ratings[~np.isin(self.by_ratings, ask.hidden)][:ask.k]
-        slate = [{**self._named(row), "score": round(float(self.popularity[row]), 6), "value": None, "because": None}
-                 for row in rows]
+        slate = [{**self._named(row), "score": round(float(self.popularity[row]), 6), "stars": None, "value": None,
+                  "because": None} for row in rows]
         return {"slate": slate, "used": 0, "note": self._note(ask, len(slate)), "proto_action": None}
 
     def _named(self, row: int) -> dict:

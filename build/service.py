@@ -59,8 +59,9 @@ class Wish(Strict):
                                           f"The last {MODEL.frame_size} make the state, all the history term.")]
     k: Annotated[int, Field(ge=1, le=100, description="How many items are wanted."), OR_5_0] = 10
     exclude: Annotated[list[ItemId], Field(max_length=10_000, description="Items to leave out, beside the rated.")] = []
-    beta: Annotated[float | None, Field(ge=0, le=10, allow_inf_nan=False, description="How loud the critic is in the "
-                                        f"ranking; 0 silences it, null is the model's own {MODEL.beta}.")] = None
+    beta: Annotated[float | None, Field(ge=0, le=10, allow_inf_nan=False, description="Weight of the expected stars in "
+                                        "the ranking: 0 asks what people do next, 2.5 what they will like. Null is "
+                                        f"the model's own {MODEL.beta}.")] = None
 
 
 class Named(BaseModel):
@@ -73,8 +74,11 @@ class Because(Named):
 
 
 class Choice(Named):
-    score: Annotated[float, Field(description="log p(item | state) + β · the critic's z: the slate's order. Without "
+    score: Annotated[float, Field(description="log p(item | state) + β · expected stars, less 20 where they "
+                                    "are below 2.5: the slate's order. Without "
                                     "a history: the log of the item's share of all ratings.")]
+    stars: Annotated[float | None, Field(description="The stars that this person is expected to give; null without a "
+                                         "history.")]
     value: Annotated[float | None, Field(description="The critic's Q: discounted sum of rewards to come; null where "
                                          "nothing was rated or the critic gives no number.")]
     because: Annotated[Because | None, Field(description="The nearest of the items in the state.")]

@@ -73,8 +73,10 @@ def squared_error(q: Tensor, y: Tensor) -> Tensor:
     return (q.float() - y.float()).square().mean()
 
 
-def behaviour_loss(log_p: Tensor, next_items: Tensor, decay: float) -> Tensor:
+def behaviour_loss(log_p: Tensor, next_items: Tensor, decay: float, counts: Tensor | float = 1.0) -> Tensor:
     """Return L_behaviour: log_p (B, n), next_items (B, K) rows of the item matrix, −1 after the log's end.
+
+    `counts` (B, K) says how much each item's log p counts, whatever the others count.
 
     >>> log_p = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]).log()
     >>> behaviour_loss(log_p, torch.tensor([[0, 1], [2, -1]]), decay=0.5)  # −((ln ½ + ½·ln ¼) / 1.5 + ln 0.8) / 2
@@ -82,7 +84,7 @@ def behaviour_loss(log_p: Tensor, next_items: Tensor, decay: float) -> Tensor:
     """
     real = next_items >= 0
     w = real * decay ** torch.arange(next_items.shape[1], device=log_p.device)
-    return -((w * log_p.gather(1, next_items.clamp(min=0))).sum(dim=1) / w.sum(dim=1)).mean()
+    return -((w * counts * log_p.gather(1, next_items.clamp(min=0))).sum(dim=1) / w.sum(dim=1)).mean()
 
 
 def polyak(target: nn.Module, source: nn.Module, tau: float) -> None:

@@ -17,7 +17,7 @@ Recommender = Callable[[Frames, np.ndarray], Tensor]
 
 
 def policy(actor: Callable[[Tensor], Tensor], term: Recommender | None = None) -> Recommender:
-    """Score every item by its dot product with the proto-action for the user's last frame, in eval mode.
+    """Score every item by log p, up to a number of the user's: its dot product with the proto-action, over √E.
 
     `term` (history, user_ids) → (U, E) is added to the proto-action: what the log says beyond that frame.
     """
@@ -28,11 +28,23 @@ def policy(actor: Callable[[Tensor], Tensor], term: Recommender | None = None) -
                 training.eval()
             with torch.no_grad():
                 proto_action = actor(history.last_states(user_ids))
-                return (proto_action if term is None else proto_action + term(history, user_ids)) @ history.items.T
+                proto_action = proto_action if term is None else proto_action + term(history, user_ids)
+                return proto_action / history.embed_size ** 0.5 @ history.items.T
         finally:
             if training is not None:
                 training.train()
     return recommend
+
+
+def latest_ratings(history: Frames, user_ids: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return each rating of users, by user and item, but the later one alone of an item that a user rated twice.
+
+    That is (place of its user in `user_ids`, its row in `history.item_idx` and `history.rating`).
+    """
+    user, row = (torch.as_tensor(places, device=history.device) for places in history.logs(user_ids))
+    key = (user * len(history.item_ids) + history.item_idx[row]).cpu().numpy()
+    latest = torch.as_tensor(len(key) - 1 - np.unique(key[::-1], return_index=True)[1], device=history.device)
+    return user[latest], row[latest]
 
 
 def random(seed: int = 0) -> Recommender:
@@ -108,10 +120,7 @@ class UserHistory(NamedTuple):
 
     def __call__(self, history: Frames, user_ids: np.ndarray) -> Tensor:
         """Return m (U, E); of an item that a user has rated twice the later rating counts."""
-        user, row = (torch.as_tensor(places, device=history.device) for places in history.logs(user_ids))
-        key = (user * len(history.item_ids) + history.item_idx[row]).cpu().numpy()
-        latest = torch.as_tensor(len(key) - 1 - np.unique(key[::-1], return_index=True)[1], device=history.device)
-        user, row = user[latest], row[latest]
+        user, row = latest_ratings(history, user_ids)
         said = torch.zeros(len(user_ids), history.embed_size, device=history.device)
         said.index_add_(0, user, self.counts(history.rating[row])[:, None] * history.items[history.item_idx[row]])
         return said @ self.added

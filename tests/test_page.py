@@ -199,10 +199,24 @@ def test_ratings_by_mouse_and_by_keyboard_change_the_slate_and_move_the_proto_ac
         mine = page.locator("#rated li").evaluate_all("all => all.map(row => row.dataset.id)")
         assert len(mine) == 4 and not set(slates[-1]) & set(mine)
         why = page.locator("#slate .why").first.inner_text()
-        assert why.startswith("most like ") and "worth" in why
+        assert why.startswith("most like ") and "expected" in why and "star" in why
 
 
-def test_changes_are_marked_as_they_are_and_the_critic_weight_makes_some(browser, small):
+def test_two_films_liked_and_the_same_two_disliked_give_visibly_different_slates(browser, small):
+    slates = []
+    for stars in ("1", "5"):
+        with visit(browser, small) as page:
+            for text in ("toy sto", "pulp f"):
+                rate(page, text, stars)
+            page.locator("#beta").focus()
+            page.keyboard.press("End")
+            slates.append(set(settled(page)[0]))
+            expected = page.locator("#slate .why").first.inner_text()
+            assert "expected" in expected and "star" in expected
+    assert len(slates[0] & slates[1]) <= 7
+
+
+def test_changes_are_marked_as_they_are_and_the_weight_of_the_stars_makes_some(browser, small):
     kinds = set()
     with visit(browser, small) as page:
         before = settled(page)[0]

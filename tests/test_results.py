@@ -88,35 +88,28 @@ def test_scores_of_others_take_a_memory_as_a_policy_does(ratings):
     pd.testing.assert_frame_equal(silent, evaluation.user_metrics(results.ranked(policy, turns)))
 
 
-def test_a_critic_weight_must_not_cost_ranking_and_the_best_of_these_earns_most():
-    judged = {(0.9, beta): pd.Series({"NDCG@10": ndcg, "reward@10": reward}) for beta, ndcg, reward in
-              [(0.0, 0.10, 0.40), (0.1, 0.11, 0.45), (0.3, 0.10, 0.50), (1.0, 0.09, 0.90)]}
-    assert results.choose(judged, 0.10) == (0.9, 0.3)
-    assert results.choose(judged, 0.2) == (0.9, 0.1)  # nobody ranks so well: the best ranking
-
-
-def test_the_supervised_baseline_chooses_the_history_term_and_no_policy_for_reward_may_rank_much_below_it(monkeypatch):
-    monkeypatch.setattr(results, "policy_of", lambda agent, beta=0.0, k=100, term=None: (agent, beta, term))
+def test_the_supervised_baseline_chooses_the_history_term_and_a_tilt_keeps_its_ranking(monkeypatch):
+    monkeypatch.setattr(results, "policy_of", lambda agent, term=None: (agent, term, None, 0.0))
+    monkeypatch.setattr(results.liking, "tilted", lambda policy, tilt, beta: (*policy[:2], tilt, beta))
+    monkeypatch.setattr(results, "CHOOSING_SEEDS", 2)
+    good, poor = (lambda *_: None), (lambda *_: None)
 
     def users_of(policy):
-        (name, seed), beta, term = policy
-        weight, rating_slope, ridge = (term.weight, term.rating_slope, term.matrix) if term else (0.0, 0.0, 0)
-        ndcg = 0.1 + 0.01 * (weight == 4.0) + 0.001 * (ridge == 200) - 0.02 * rating_slope
-        reward = 0.4 + rating_slope + beta + (name == 0.5) / 100
-        if name != "supervised":
-            ndcg += 0.03 - 0.2 * beta - 0.1 * (name == 0.0)
-        return pd.DataFrame({"NDCG@10": [ndcg + seed / 1000], "reward@10": [reward]})
+        (name, seed), term, _, beta = policy
+        ndcg = 0.1 + 0.01 * (term.weight == 4.0) + 0.001 * (term.matrix == 200) - 0.02 * term.rating_slope
+        ndcg -= beta * 0.0041 + (name == "DDPG") * 0.02 + seed / 1000
+        return pd.DataFrame({"NDCG@10": [ndcg], "reward@10": [0.4 + beta / 10]})
 
     histories = {ridge: UserHistory(ridge, 1.0) for ridge in results.RIDGES}
-    agents = {gamma: [((gamma, seed), 1.0) for seed in range(2)] for gamma in results.GAMMAS}
-    chosen, tried = results.choose_all(agents, [(("supervised", seed), 1.0) for seed in range(5)], histories, users_of)
-    assert chosen == {"user_history": {"ridge": 200, "weight": 4.0, "rating_slope": 0.0},
-                      "gamma": 0.5, "beta": 0.1, "weight": 4.0, "rating_slope": 0.4}  # more is worse
-    assert len(tried["histories"]) == len(results.RIDGES) * 7
-    assert len(tried["critic weights"]) == len(results.GAMMAS) * len(results.CRITIC_WEIGHTS) * 7
-    assert all(row["seeds"] == 2 for rows in tried.values() for row in rows)
-    assert tried["histories"][0] == {"ridge": 100, "weight": 0.0, "rating_slope": 0.0, "seeds": 2, "ndcg@10": 0.1005,
-                                    "reward@10": 0.4}
+    agents = {name: [((name, seed), 1.0) for seed in range(5)] for name in ("supervised baseline", "DDPG")}
+    chosen, tried = results.choose_all(agents, histories, {"good": good, "poor": poor}, users_of)
+    assert chosen["user_history"] == {"ridge": 200, "weight": 4.0, "rating_slope": 0.0}
+    # 3 % of 0.1105 are spent at β = 0.8; DDPG has not that much to begin with, and is left as it is
+    assert chosen["beta"] == {"supervised baseline, good": 0.8, "supervised baseline, poor": 0.8, "DDPG, good": 0.0,
+                              "DDPG, poor": 0.0}
+    assert len(tried["histories"]) == len(results.RIDGES) * 6 and len(tried["tilts"]) == 4 * len(results.BETAS)
+    assert tried["histories"][0] == {"ridge": 100, "weight": 4.0, "rating_slope": 0.0, "ndcg@10": 0.1095,
+                                     "reward@10": 0.4}
 
 
 def test_differences_are_paired_and_rows_say_their_spread():
@@ -135,6 +128,12 @@ def test_estimates_of_another_policy_by_hand(lesson):
     assert said["IPS"] == pytest.approx((0.5 + 2 + 8) / 3) and said["SN"] == pytest.approx((0.5 + 2 + 8) / 3.5)
     assert said["DR"] == pytest.approx((2 + (2 + 1) + (3 + 2)) / 3) and said["model alone"] == pytest.approx(7 / 3)
     assert said["effective cases"] == pytest.approx(3.5 ** 2 / 5.25)
+    assert said["mean weight"] == pytest.approx(3.5 / 3)
+    assert 2 <= said["DR low"] < said["DR"] < said["DR high"] <= 5
+    alike = np.repeat([0.0, 1.0], 50)  # fifty steps of a user say no more than one
+    assert lesson.over_users(alike, np.repeat([0, 1], 50)) == (0, 1)
+    low, high = lesson.over_users(alike, np.arange(100))
+    assert 0.35 < low < 0.45 and 0.55 < high < 0.65
 
 
 def test_a_policys_judge_learns_its_reward_alone_without_a_discount(lesson, twenty_users: Frames):

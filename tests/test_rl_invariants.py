@@ -75,6 +75,18 @@ def test_1_the_actor_goes_down_the_gradient_of_its_loss_by_hand(lesson, frames):
         torch.testing.assert_close(new, old - gradient)
 
 
+def test_13_a_star_weighted_target_counts_by_its_own_stars(frames):
+    agent, index = ddpg.new_agent(0, 3, 6, 1e-3, **STILL), torch.arange(40, 80)
+    log_p = losses.log_policy(agent["actor"](frames.gather(index).state), frames.items).detach()
+    items, rewards = frames.next_items(index, 2), frames.next_rewards(index, 2)[0]
+    w = torch.tensor([1, 0.7]) * (items >= 0)
+    counts = (1 + 0.4 * (rewards / 2 + 2.5 - 3)).clamp(min=0.05)
+    by_hand = -((w * counts * log_p.gather(1, items.clamp(min=0))).sum(dim=1) / w.sum(dim=1)).mean()
+    scalars = ddpg.update(agent, frames, index, **RULE, future=2, value_weight=0.0, star_weight=0.4)
+    torch.testing.assert_close(scalars["loss/behaviour"].detach(), by_hand)
+    assert counts.min() < 1 < counts.max()
+
+
 def test_1_the_actor_step_leaves_no_gradient_in_the_critic(agent, frames):
     t = frames.gather(torch.arange(8))
     value, _ = ddpg.value_term(agent, t, agent["actor"](t.state), frames.items, losses.mean_item)

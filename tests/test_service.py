@@ -19,9 +19,10 @@ import pytest
 import torch
 
 from benchmarks.service import answer, flat, free_port, ratios, service, write_model
-from helpers.agents import ddpg, ship
+from helpers.agents import ship
 from helpers.files import PROJECT
-from helpers.frames import flatten
+from helpers.frames import Frames, flatten
+from helpers.liking import Liking
 from helpers.losses import log_policy
 
 N_ITEMS, EMBED_SIZE, FRAME_SIZE = 120, 8, 10
@@ -111,14 +112,17 @@ def test_a_slate_is_what_torch_and_lesson_05_would_recommend(client, written, n,
         proto_action = actor(state)
         log_p = log_policy(proto_action, items)
         log_p[0, [item - 1 for item, _ in rated]] = -torch.inf
-        candidates = log_p.topk(min(100, N_ITEMS - n)).indices
-        q = critic.among(state, items[candidates])
-        expected = ddpg.rerank(log_p.clamp(min=-1e6), q, candidates, beta)[0].topk(10)
+        log = pd.DataFrame(rated * 11, columns=["item_id", "rating"]).assign(user_id=1, timestamp=0)
+        log = Frames(log, np.array(IDS), matrix)  # eleven times over, for a transition; of a repeat the last counts
+        with np.load(folder / "items.npz") as arrays:
+            said = Liking(*(torch.tensor(arrays[name]) for name in ("offset", "root")), 0.8)(log, [1])[0]
+        expected = (log_p[0] + beta * said - 20.0 * ((said < 2.5) & (beta > 0))).topk(10)
+        values = critic.among(state, items[expected.indices][None])[0]
     got = slate(client, history=[{"item_id": item, "rating": stars} for item, stars in rated], k=10, beta=beta)
     assert of(got) == (expected.indices + 1).tolist() and got["used"] == min(n, FRAME_SIZE)
     np.testing.assert_allclose(of(got, "score"), expected.values, atol=1e-4)
-    value = dict(zip((candidates[0] + 1).tolist(), q[0].tolist(), strict=True))
-    np.testing.assert_allclose(of(got, "value"), [value[i] for i in of(got)], atol=1e-4)
+    np.testing.assert_allclose(of(got, "value"), values, atol=1e-4)
+    np.testing.assert_allclose(of(got, "stars"), said[expected.indices].clamp(0.5, 5), atol=6e-3)
 
     used, unit = [item for item, _ in rated[-FRAME_SIZE:]], matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
     for item in got["slate"]:
@@ -169,7 +173,7 @@ def test_an_approximate_index_recommends_the_same(recommender, copied):
     matrix = np.random.default_rng(1).normal(size=(n, EMBED_SIZE)).astype(np.float32)
     infos = {i: {"title": "A film", "genres": [], "release_year": None} for i in range(n)}
     user_history = np.random.default_rng(2).normal(size=(EMBED_SIZE, EMBED_SIZE)).astype(np.float32) / 20
-    ship.write_items(copied, np.arange(n), matrix, infos, pd.Series([1, 2]), user_history)
+    ship.write_items(copied, np.arange(n), matrix, infos, pd.Series([1, 2]), user_history, ship.without(matrix)[1])
     faiss.write_index(ship.hnsw(matrix), str(copied / "index.faiss"))
     described_anew(copied, n_items=n, search={"kind": "hnsw"})
     model = recommender.Recommender(copied)
@@ -338,8 +342,8 @@ UNFIT = "holds no model that fits its manifest"
     (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json is no manifest"),
     (lambda folder: (folder / "manifest.json").write_text("[1]"), "manifest.json is no manifest"),
     (manifest(format=2), "is of format 2"), (manifest(files={}), "lists no actor.onnx"),
-    (manifest(critic={"beta": 0.0, "candidates": 100}), UNFIT), (manifest(rating={"low": 1, "high": 5}), UNFIT),
-    (manifest(critic={"gamma": 0.9, "beta": 0.0, "candidates": "many"}), UNFIT), (manifest(n_items=5), UNFIT),
+    (manifest(critic={"beta": 0.0}), UNFIT), (manifest(rating={"low": 1, "high": 5}), UNFIT),
+    (manifest(liking={"beta": "much", "noise": 1.0, "damping": 5.0}), UNFIT), (manifest(n_items=5), UNFIT),
     (manifest(frame_size=9), UNFIT), (manifest(map={"norm": float("nan")}), UNFIT),
     (lambda folder: with_arrays(folder, matrix=np.array([{"a": 1}], dtype=object)), "allow_pickle")])
 def test_a_model_that_is_not_whole_is_refused_in_a_sentence(recommender, copied, damage, words):

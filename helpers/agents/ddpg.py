@@ -66,7 +66,8 @@ def descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 def update(agent: dict, frames: Frames, index: Tensor, *, gamma: float, tau: float, decay: float, future: int = 5,
-           value_weight: float = 1.0, behaviour_weight: float = 1.0, as_action: Callable = mean_item) -> dict:
+           value_weight: float = 1.0, behaviour_weight: float = 1.0, star_weight: float = 0.0,
+           as_action: Callable = mean_item) -> dict:
     """Make one step of DDPG on the transitions at `index` (B,), and return what is worth logging."""
     t, scalars, loss = to_autocast(frames.gather(index)), {}, 0.0
     items, next_items = sampled_items(frames.items, frames.next_items(index, future))  # of a small catalogue all
@@ -80,7 +81,9 @@ def update(agent: dict, frames: Frames, index: Tensor, *, gamma: float, tau: flo
         loss = -value_weight * value
         scalars["Q/policy's action"] = q.mean()
     if behaviour_weight:
-        behaviour = behaviour_loss(log_policy(proto_action, items), next_items, decay)
+        stars = frames.next_rewards(index, future)[0] / 2 + 2.5 if star_weight else torch.tensor(3.0)
+        counts = (1 + star_weight * (stars - 3)).clamp(min=0.05)  # 1 where stars do not count
+        behaviour = behaviour_loss(log_policy(proto_action, items), next_items, decay, counts)
         loss = loss + behaviour_weight * behaviour
         scalars["loss/behaviour"] = behaviour
     descend(agent["actor_optimiser"], loss)

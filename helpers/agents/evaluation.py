@@ -11,17 +11,26 @@ from helpers.losses import polyak, squared_error
 from helpers.networks import Critic
 
 
-def off_policy(reward: np.ndarray, weight: np.ndarray, model_logged: np.ndarray,
-               model_policy: np.ndarray) -> dict[str, float]:
-    """Return the estimates of a policy's mean reward, all arguments (N,), and the effective sample size.
+def over_users(terms: np.ndarray, user: np.ndarray, n: int = 2000) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of terms (N,), resampling users: user (N,) counted from 0."""
+    sums, counts, rng = np.bincount(user, terms), np.bincount(user), np.random.default_rng(0)
+    draws = (rng.integers(len(sums), size=len(sums)) for _ in range(n))
+    low, high = np.quantile([sums[drawn].sum() / counts[drawn].sum() for drawn in draws], [0.025, 0.975])
+    return float(low), float(high)
 
-    model_logged: r̂ of the logged action. model_policy: Σ π(a|s)·r̂(s, a).
+
+def off_policy(reward: np.ndarray, weight: np.ndarray, model_logged: np.ndarray, model_policy: np.ndarray,
+               user: np.ndarray | None = None) -> dict[str, float]:
+    """Return the estimates of a policy's mean reward, all arguments (N,), and what they rest on.
+
+    model_logged: r̂ of the logged action. model_policy: Σ π(a|s)·r̂(s, a). user: whose case it is, counted from 0; by
+    default everybody has one.
     """
     terms = model_policy + weight * (reward - model_logged)
+    low, high = over_users(terms, np.arange(len(terms)) if user is None else user)
     return {"model alone": model_policy.mean(), "IPS": (weight * reward).mean(),
-            "SN": (weight * reward).sum() / weight.sum(), "DR": terms.mean(),
-            "DR ±": 1.96 * terms.std(ddof=1) / len(terms) ** 0.5,
-            "effective cases": weight.sum() ** 2 / (weight ** 2).sum()}
+            "SN": (weight * reward).sum() / weight.sum(), "DR": terms.mean(), "DR low": low, "DR high": high,
+            "mean weight": weight.mean(), "effective cases": weight.sum() ** 2 / (weight ** 2).sum()}
 
 
 def fqe_update(agent: dict, frames: Frames, index: Tensor, *, choose, gamma: float, tau: float) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import logging
 import platform
 import shutil
 import warnings
-from copy import deepcopy
+from copy import copy, deepcopy
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from helpers import recommenders
 from helpers.files import DataError, replacing, write_json
 from helpers.frames import Frames, flatten, unflatten
+from helpers.liking import Liking, tilted
 from helpers.recommenders import UserHistory
 
 
@@ -39,10 +40,15 @@ def shortened(state: Tensor, n: int, frame_size: int, repeat: bool = False) -> T
     return flatten(v * known[:, :, None], rating * known)
 
 
-def as_served(actor: nn.Module, term: UserHistory) -> recommenders.Recommender:
-    """Score by the policy, with its history term, whose frames are always full."""
-    size = actor.frame_size
-    return recommenders.policy(lambda state: actor(shortened(state, size, size, repeat=True)), term)
+def tilt_of(expected: Tensor, beta: float) -> Tensor:
+    """Return what expected stars (…) add to log p: β·stars, and −20 where fewer than 2.5 make the reward negative."""
+    return beta * expected - 20.0 * ((expected < 2.5) & (beta > 0))
+
+
+def as_served(actor: nn.Module, term: UserHistory, stars: Liking, beta: float) -> recommenders.Recommender:
+    """Score by the policy, with its history term and its tilt, whose frames are always full."""
+    policy = recommenders.policy(lambda s: actor(shortened(s, actor.frame_size, actor.frame_size, repeat=True)), term)
+    return tilted(policy, lambda history, user_ids: tilt_of(stars(history, user_ids), beta), 1.0)
 
 
 class Among(nn.Module):
@@ -103,6 +109,13 @@ def largest_difference(folder: Path, actor: nn.Module, critic: nn.Module, state:
             for name in ours}
 
 
+def must_be_equal(folder: Path, *networks_and_inputs) -> None:
+    """Raise a DataError unless the exported networks are torch's to 1e-4."""
+    off = largest_difference(folder, *networks_and_inputs)
+    if not all(difference <= 1e-4 for difference in off.values()):  # NaN is not small either
+        raise DataError(f"the exported networks differ from torch's by {off}: nothing was written")
+
+
 def hnsw(matrix: np.ndarray, neighbours: int = 32, build_effort: int = 80, effort: int = 512) -> faiss.Index:
     """Return a graph of near neighbours over the rows of `matrix` (n, E), to search by inner product.
 
@@ -129,14 +142,22 @@ def recall(index: faiss.Index, matrix: np.ndarray, proto_actions: np.ndarray, k:
                                                                                        strict=True)]))
 
 
-@torch.no_grad()
-def short_scores(history: Frames, user_ids: np.ndarray, *, actor: nn.Module, term: UserHistory, n: int,
-                 repeat: bool = False) -> Tensor:
-    """Score for everyone as if their last n ratings, at most a frame, were all that is known of them."""
-    state, size = history.last_states(user_ids), history.frame_size
-    v, rating = (field[:, size - n:] for field in unflatten(state, size))
-    said = torch.einsum("bn,bne->be", term.counts(rating), v) @ term.added
-    return (actor(shortened(state, n, size, repeat)) + said) @ history.items.T
+def knowing(history: Frames, n: int) -> Frames:
+    """Return the same users with their last n ratings alone."""
+    short = copy(history)
+    short.log_length = np.minimum(history.log_length, n)
+    short.log_start = history.log_start + history.log_length - short.log_length
+    return short
+
+
+def short_scores(history: Frames, user_ids: np.ndarray, *, actor: nn.Module, term: UserHistory, stars: Liking,
+                 beta: float, n: int, repeat: bool = False) -> Tensor:
+    """Score for everyone as if their last n ratings were all that is known of them."""
+    if repeat:
+        return as_served(actor, term, stars, beta)(knowing(history, n), user_ids)
+    policy = recommenders.policy(lambda state: actor(shortened(state, n, history.frame_size)), term)
+    known = knowing(history, n)
+    return policy(known, user_ids) + tilt_of(stars(known, user_ids), beta)
 
 
 def place_norm(proto_actions: np.ndarray, matrix: np.ndarray) -> float:
@@ -174,13 +195,13 @@ def items_of(ids: np.ndarray, infos: dict[int, dict], own: list[int | str]) -> l
 
 
 def write_items(folder: Path, ids: np.ndarray, matrix: np.ndarray, infos: dict[int, dict], rated: pd.Series,
-                term: np.ndarray, own: pd.Series | None = None) -> None:
+                term: np.ndarray, stars: Liking, own: pd.Series | None = None) -> None:
     """Write items.npz (vectors, how often rated, places on the map) and items.json (see `items_of`).
 
     Args:
         matrix: (n, E) float32, whose columns are principal components, the largest first.
         rated: item ids of the training ratings, repeats and all.
-        term: (E, E), `UserHistory.added`.
+        term: (E, E), `UserHistory.added`. stars: the policy's expected stars.
         own: what the reader calls each item, by id, if not so (see `datasets.own_ids`).
     """
     items = items_of(ids, infos, ids.tolist() if own is None else own.loc[ids].tolist())
@@ -189,7 +210,7 @@ def write_items(folder: Path, ids: np.ndarray, matrix: np.ndarray, infos: dict[i
     counts = rated.value_counts().reindex(ids, fill_value=0).to_numpy(np.int64)
     with replacing(folder / "items.npz") as beside, beside.open("wb") as file:
         np.savez_compressed(file, matrix=matrix, ratings=counts, map=(matrix - mean) @ axes.T, axes=axes, mean=mean,
-                            user_history=term)
+                            user_history=term, offset=stars.offset.numpy(), root=stars.root.numpy())
     write_json(folder / "items.json", items)
 
 
@@ -197,6 +218,12 @@ def describe(folder: Path) -> dict[str, dict]:
     """Return {file name: sha256 and bytes} of a folder."""
     return {path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
             for path in sorted(folder.iterdir())}
+
+
+def without(matrix: np.ndarray) -> tuple[UserHistory, Liking]:
+    """Return a history term that adds nothing, and a liking that expects 3 stars of everything."""
+    zeros = torch.zeros(matrix.shape[1], matrix.shape[1])
+    return UserHistory(zeros, 0.0), Liking(torch.full((len(matrix),), 3.0), zeros, 1.0)
 
 
 def ratings_scale(rating: pd.Series) -> dict[str, float]:
@@ -227,7 +254,7 @@ def manifest_of(folder: Path, actor: nn.Module, matrix: np.ndarray, proto_action
     rule = ("a proto-action p lies at axes @ (norm * p / |p| - mean): the first two columns of the item matrix, "
             "with a length at which users' proto-actions spread as far as the items")
     packages = ("torch", "onnx", "onnxruntime", "numpy", "faiss-cpu")
-    return {"format": 3, "policy": "DDPG", "frame_size": actor.config["frame_size"],
+    return {"format": 4, "policy": "DDPG", "frame_size": actor.config["frame_size"],
             "embed_size": actor.config["embed_size"], "n_items": len(matrix), **about, "search": search,
             "map": {"norm": place_norm(proto_actions, matrix), "rule": rule},
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
@@ -236,7 +263,8 @@ def manifest_of(folder: Path, actor: nn.Module, matrix: np.ndarray, proto_action
 
 def write_build(folder: Path, actor: nn.Module, critic: nn.Module, ids: np.ndarray, matrix: np.ndarray,
                 infos: dict, rated: pd.Series, states: Tensor, about: dict, index_from: int = 50_000,
-                term: UserHistory | None = None, said: Tensor | float = 0.0, own: pd.Series | None = None) -> dict:
+                term: UserHistory | None = None, said: Tensor | float = 0.0, own: pd.Series | None = None,
+                stars: Liking | None = None, beta: float = 0.0) -> dict:
     """Write the whole model folder, or nothing of it, and return its manifest.
 
     Args:
@@ -244,18 +272,18 @@ def write_build(folder: Path, actor: nn.Module, critic: nn.Module, ids: np.ndarr
         about: what the manifest says besides; see "The manifest".
         index_from: number of items from which on an index is written; own: see `write_items`.
         term, said: the policy's term if it has one, and what it adds for the users of `states` (U, E).
+        stars, beta: the expected stars and their weight, see `without`.
     """
-    term = UserHistory(torch.zeros(2 * matrix.shape[1:]), 0.0) if term is None else term
+    term, stars = term or without(matrix)[0], stars or without(matrix)[1]
     with replacing(folder) as beside:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
         export_networks(beside, actor, critic)
-        off = largest_difference(beside, actor, critic, states, torch.tensor(matrix[:100]).expand(len(states), -1, -1))
-        if not all(difference <= 1e-4 for difference in off.values()):  # NaN is not small either
-            raise DataError(f"the exported networks differ from torch's by {off}: nothing was written")
-        write_items(beside, ids, matrix, infos, rated, term.added.numpy(), own)
+        must_be_equal(beside, actor, critic, states, torch.tensor(matrix[:100]).expand(len(states), -1, -1))
+        write_items(beside, ids, matrix, infos, rated, term.added.numpy(), stars, own)
         proto_actions = open_network(beside / "actor.onnx").run(None, {"state": states.cpu().numpy()})[0]
-        about = about | {"user_history": {"weight": term.weight, "rating_slope": term.rating_slope}}
+        about |= {"user_history": {"weight": term.weight, "rating_slope": term.rating_slope},
+                  "liking": {"beta": beta, "noise": stars.noise, "damping": stars.damping}}
         manifest = manifest_of(beside, actor, matrix, proto_actions + np.asarray(said), about, index_from)
         write_json(beside / "manifest.json", manifest)
     return manifest

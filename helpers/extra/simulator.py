@@ -22,11 +22,13 @@ import torch
 from scipy import sparse
 from scipy.special import ndtri
 from sklearn.preprocessing import normalize
+from torch import Tensor
 
 from helpers.datasets import in_order
 from helpers.evaluation import Recommender
 from helpers.files import DataError
 from helpers.frames import Frames, flatten, reward_of, rows_of
+from helpers.recommenders import latest_ratings
 
 # Mode → steps at most, unless told otherwise. "free": films may repeat, users may quit. "no-repeat": no film twice,
 # nor one of the user's first frame. "fixed-length": no repeats, and nobody quits. Source: EasyRL4Rec (Yu et al. 2024,
@@ -140,6 +142,31 @@ def fit_world(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.ndarra
                  log.groupby("user_idx")["rating"].mean().to_numpy(np.float64), *_factorise(log, shape, *best, seed),
                  stars, float(residual[best].std(ddof=0)),
                  {"mean": plain, "biases": rmse[0, 0.0], "factors": rmse[best]}, *best)
+
+
+def expected_stars(world: World, oracle: bool = False, habits: Habits | None = None) -> Recommender:
+    """Return a recommender by a world's rating model, in stars.
+
+    Users get their biases and factors from their history: a biased matrix factorisation with fold-in. The `oracle`, who
+    is asked about the world's own users alone, has the true ones; with `habits` satiation is known too.
+    """
+    def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
+        if oracle:
+            stars = world.users[np.searchsorted(world.user_ids, user_ids)] @ world.items.T
+        else:
+            user, row = (one.cpu() for one in latest_ratings(history, user_ids))
+            mean, rated = world.log["rating"].mean(), history.item_idx.cpu()[row].numpy()
+            own = _half(user.numpy(), rated, history.rating.cpu()[row].numpy() - mean, world.items[:, 1:],
+                        len(user_ids), world.ridge)
+            stars = mean + own[:, :1] + world.items[:, 1] + own[:, 1:] @ world.items[:, 2:].T
+        if habits:
+            ends = (history.log_start + history.log_length)[history.places(user_ids)]
+            recent = history.item_idx.cpu().numpy()[ends[:, None] + np.arange(-habits.memory, 0)]
+            cosine = (world.similarity[recent] @ world.similarity.T).clip(0)
+            fading = habits.fading ** np.arange(habits.memory)[::-1]
+            stars = stars - habits.satiation * np.einsum("bmn,m->bn", cosine, fading)
+        return torch.as_tensor(stars, dtype=torch.float32)
+    return recommend
 
 
 def respond(world: World, habits: Habits, mode: str, user_idx: np.ndarray, log: np.ndarray, satisfaction: np.ndarray,
