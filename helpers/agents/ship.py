@@ -220,12 +220,6 @@ def describe(folder: Path) -> dict[str, dict]:
             for path in sorted(folder.iterdir())}
 
 
-def without(matrix: np.ndarray) -> tuple[UserHistory, Liking]:
-    """Return a history term that adds nothing, and a liking that expects 3 stars of everything."""
-    zeros = torch.zeros(matrix.shape[1], matrix.shape[1])
-    return UserHistory(zeros, 0.0), Liking(torch.full((len(matrix),), 3.0), zeros, 1.0)
-
-
 def ratings_scale(rating: pd.Series) -> dict[str, float]:
     """Return the lowest and the highest rating, and the step between two.
 
@@ -261,6 +255,12 @@ def manifest_of(folder: Path, actor: nn.Module, matrix: np.ndarray, proto_action
             "files": describe(folder)}
 
 
+def without(matrix: np.ndarray) -> tuple[UserHistory, Liking]:
+    """Return a history term that adds nothing, and a liking that expects 3 stars of everything."""
+    zeros = torch.zeros(matrix.shape[1], matrix.shape[1])
+    return UserHistory(zeros, 0.0), Liking(torch.full((len(matrix),), 3.0), zeros, 1.0)
+
+
 def write_build(folder: Path, actor: nn.Module, critic: nn.Module, ids: np.ndarray, matrix: np.ndarray,
                 infos: dict, rated: pd.Series, states: Tensor, about: dict, index_from: int = 50_000,
                 term: UserHistory | None = None, said: Tensor | float = 0.0, own: pd.Series | None = None,
@@ -271,8 +271,7 @@ def write_build(folder: Path, actor: nn.Module, critic: nn.Module, ids: np.ndarr
         states: (U, F·(E+1)), real ones: on them the exported networks must equal torch's to 1e-4.
         about: what the manifest says besides; see "The manifest".
         index_from: number of items from which on an index is written; own: see `write_items`.
-        term, said: the policy's term if it has one, and what it adds for the users of `states` (U, E).
-        stars, beta: the expected stars and their weight, see `without`.
+        term, said: its history term, and what that adds for the users of `states` (U, E). stars, beta: its tilt.
     """
     term, stars = term or without(matrix)[0], stars or without(matrix)[1]
     with replacing(folder) as beside:
