@@ -12,6 +12,8 @@ from helpers.evaluation import slates_of
 from helpers.frames import Frames, rows_of
 from helpers.recommenders import Recommender, latest_ratings
 
+LEAST = 1e-3  # variance of the noise: where all ratings are the same, as of clicks, there is none
+
 
 class Liking(NamedTuple):
     """Stars to expect: offset of the item + bias of the user + taste · item vector; a recommender, in stars.
@@ -70,7 +72,7 @@ def fit_liking(train: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, sw
     vectors = torch.as_tensor(matrix, dtype=torch.float32)
     length = float(vectors.square().sum(dim=1).mean().sqrt())
     liking = Liking(torch.as_tensor(offset, dtype=torch.float32), torch.eye(vectors.shape[1]) * 0.2 / length,
-                    float(train["rating"].var(ddof=0)), damping)
+                    max(float(train["rating"].var(ddof=0)), LEAST), damping)
     logs = [torch.as_tensor(log) for log in pd.Series(np.arange(len(train))).groupby(train["user_id"].to_numpy())
             .indices.values()]
     if len(logs) > most_users:
@@ -84,7 +86,7 @@ def fit_liking(train: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, sw
             second += torch.outer(z, z) + covariance
             error.append((deviation - bias - own @ z).square() + ((own @ covariance) * own).sum(dim=1))
         liking = liking._replace(root=liking.root @ torch.linalg.cholesky(second / len(logs)),
-                                 noise=float(torch.cat(error).mean()))
+                                 noise=max(float(torch.cat(error).mean()), LEAST))
     return liking
 
 

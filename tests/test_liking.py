@@ -59,6 +59,15 @@ def test_an_item_nobody_rated_has_the_mean_and_one_rated_once_is_damped():
     np.testing.assert_allclose(fitted.offset, [3 + 2 / 3, 3 - 2 / 4, 3])
 
 
+def test_of_clicks_which_are_all_alike_nothing_is_liked_more():
+    clicks = log_of([(user, item, 5.0) for user in range(4) for item in range(user, user + 3)])
+    fitted, matrix = liking.fit_liking(clicks, np.arange(8), np.eye(8)), np.eye(8, dtype=np.float32)
+    history = Frames(clicks, np.arange(8), matrix, 1)
+    torch.testing.assert_close(fitted(history, np.arange(4)), torch.full((4, 8), 5.0))
+    assert liking.accuracy(fitted, history, clicks).empty
+    assert liking.kept_when_exchanged(fitted, history, np.arange(4), k=2).tolist() == [1] * 4
+
+
 def fixed(scores: list[float]) -> recommenders.Recommender:
     return lambda history, user_ids: torch.tensor([scores]).expand(len(user_ids), -1)
 
