@@ -181,7 +181,7 @@ def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: di
         runs = [evaluation.user_metrics(each, relevant=part.relevant) for each in ranks]
         slates = evaluation.slates_of(scorers[0], test[0][0], train_users)
         heard = sum(liking.accuracy(recommend, test[0][0], held_out) for recommend in scorers) / len(scorers)
-        low, high = evaluation.bootstrap(heard)
+        low, high = evaluation.bootstrap(heard) if len(heard) else (0.0, 1.0)  # of clicks no two differ
         kept = np.mean([liking.kept_when_exchanged(recommend, test[0][0], train_users).mean() for recommend in scorers])
         more |= {"liking accuracy": round(float(heard.mean()), 4), "liking low": round(low, 4),
                  "liking high": round(high, 4), "kept when exchanged": round(float(kept), 3)}
@@ -405,10 +405,11 @@ def simulate(ratings: pd.DataFrame, infos: dict, vectors: dict, similarity: np.n
         longer = [policy_of(agent, term) for agent in runs]
         models |= {name: (kind, [policy_of(agent) for agent in runs], more),
                    f"{name}, with history": (kind, longer, more | remembers),
-                   f"{name}, with history, tilted by expected stars": (
+                   f"{name}, with history, tilted by expected stars, β = {beta:g}": (
                        kind, [liking.tilted(each, stars, beta) for each in longer], more | remembers | {"beta": beta})}
-    models |= {name: ("oracle", [simulator.expected_stars(worlds["to report"], True, habits)] * len(seeds), {})
-               for name, habits in (("oracle: expected ratings", None), ("oracle: and satiation", simulator.HABITS))}
+    models |= {f"greedy oracle: {name}": ("oracle", [simulator.expected_stars(worlds["to report"], True, habits)]
+                                          * len(seeds), {})
+               for name, habits in (("expected ratings", None), ("and satiation", simulator.HABITS))}
     rows, users = [], {}
     for mode in simulator.MODES:
         before = len(rows)
@@ -426,7 +427,7 @@ def simulate(ratings: pd.DataFrame, infos: dict, vectors: dict, similarity: np.n
                 users[name] = mean
             print(rows[-1], flush=True)
         earned = {row["name"]: row["reward"] for row in rows[before:]}
-        floor, best = earned["mean rating"], earned["oracle: and satiation"]
+        floor, best = earned["mean rating"], earned["greedy oracle: and satiation"]
         for row in rows[before:]:
             row["headroom taken"] = round((row["reward"] - floor) / (best - floor), 3) if best > floor else None
     world = worlds["to report"]

@@ -22,7 +22,7 @@ NEEDED = ("actor.onnx", "critic.onnx", "items.npz", "items.json")
 THREADS = 1      # for a product: the networks are small, and the other processors are for other requests
 SEARCHED = 1000  # nearest items an approximate index is always asked for; who needs more is served exactly
 SAFE = 2 ** 53   # browsers read greater whole numbers as others
-UNLIKED, LAST = 2.5, 20.0  # fewer stars than that have a negative reward: such items come after all others
+UNLIKED, LAST = 2.5, 100.0  # fewer stars than that have a negative reward: such items come after all others
 SPELT = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "æ": "ae", "œ": "oe", "'": None, "’": None})
 
 
@@ -268,7 +268,8 @@ class Recommender:
                 found = method(proto_action[chosen], [asks[b] for b in chosen], [wanted[b] for b in chosen],
                                beta[chosen], bias[chosen], taste[chosen])
                 for b, one in zip(chosen, found, strict=True):
-                    answer[b], near[b] = one, len(one[0]) == wanted[b]  # too few: asked again, exactly
+                    unliked = asks[b].beta > 0 and (one[1] < -LAST / 2).any()
+                    answer[b], near[b] = one, len(one[0]) == wanted[b] and not unliked  # else asked again, exactly
         return answer
 
     def _nearest(self, proto_action: np.ndarray, asks: list[Ask], wanted: list[int], beta: np.ndarray,

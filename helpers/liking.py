@@ -32,6 +32,8 @@ class Liking(NamedTuple):
 
     def tastes(self, history: Frames, user_ids: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return bias (U,) and taste (U, E); of an item that a user has rated twice the later rating counts."""
+        if not len(user_ids):
+            return torch.zeros(0), torch.zeros(0, len(self.root))
         user, row = latest_ratings(history, user_ids)
         item = history.item_idx[row].cpu()
         deviation, x = history.rating[row].cpu() - self.offset[item], history.items.cpu()[item] @ self.root
@@ -85,7 +87,8 @@ def fit_liking(train: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, sw
             bias, z, covariance = liking.posterior(own, deviation)
             second += torch.outer(z, z) + covariance
             error.append((deviation - bias - own @ z).square() + ((own @ covariance) * own).sum(dim=1))
-        liking = liking._replace(root=liking.root @ torch.linalg.cholesky(second / len(logs)),
+        second = second / len(logs) + LEAST ** 2 * torch.eye(len(second))
+        liking = liking._replace(root=liking.root @ torch.linalg.cholesky((second + second.T) / 2),
                                  noise=max(float(torch.cat(error).mean()), LEAST))
     return liking
 
@@ -125,7 +128,7 @@ def accuracy(recommend: Recommender, history: Frames, held_out: pd.DataFrame) ->
         stars, score = (values[rows[one]] - values[rows[other]] for values in (held_out["rating"].to_numpy(), scores))
         if (stars != 0).any():
             of_user[user_id] = float((np.sign(stars) * np.sign(score) / 2 + 0.5)[stars != 0].mean())
-    return pd.Series(of_user, name="liking").rename_axis("user_id")
+    return pd.Series(of_user, name="liking", dtype=np.float64).rename_axis("user_id")
 
 
 def kept_when_exchanged(recommend: Recommender, history: Frames, user_ids: np.ndarray, k: int = 10) -> np.ndarray:
@@ -136,4 +139,5 @@ def kept_when_exchanged(recommend: Recommender, history: Frames, user_ids: np.nd
     exchanged = copy(history)
     exchanged.rating = history.rating.min() + history.rating.max() - history.rating
     slates = (slates_of(recommend, frames, user_ids, k) for frames in (history, exchanged))
-    return np.array([len(set(one) & set(other)) / k for one, other in zip(*slates, strict=True)])
+    return np.array([len((set(one) & set(other)) - {-1}) / max(1, (one >= 0).sum())
+                     for one, other in zip(*slates, strict=True)])

@@ -116,7 +116,7 @@ def test_a_slate_is_what_torch_and_lesson_05_would_recommend(client, written, n,
         log = Frames(log, np.array(IDS), matrix)  # eleven times over, for a transition; of a repeat the last counts
         with np.load(folder / "items.npz") as arrays:
             said = Liking(*(torch.tensor(arrays[name]) for name in ("offset", "root")), 0.8)(log, [1])[0]
-        expected = (log_p[0] + beta * said - 20.0 * ((said < 2.5) & (beta > 0))).topk(10)
+        expected = (log_p[0] + beta * said - 100.0 * ((said < 2.5) & (beta > 0))).topk(10)
         values = critic.among(state, items[expected.indices][None])[0]
     got = slate(client, history=[{"item_id": item, "rating": stars} for item, stars in rated], k=10, beta=beta)
     assert of(got) == (expected.indices + 1).tolist() and got["used"] == min(n, FRAME_SIZE)

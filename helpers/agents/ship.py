@@ -41,8 +41,8 @@ def shortened(state: Tensor, n: int, frame_size: int, repeat: bool = False) -> T
 
 
 def tilt_of(expected: Tensor, beta: float) -> Tensor:
-    """Return what expected stars (…) add to log p: β·stars, and −20 where fewer than 2.5 make the reward negative."""
-    return beta * expected - 20.0 * ((expected < 2.5) & (beta > 0))
+    """Return what expected stars (…) add to log p: β·stars, and −100 where fewer than 2.5 make the reward negative."""
+    return beta * expected - 100.0 * ((expected < 2.5) & (beta > 0))
 
 
 def as_served(actor: nn.Module, term: UserHistory, stars: Liking, beta: float) -> recommenders.Recommender:

@@ -148,11 +148,12 @@ def expected_stars(world: World, oracle: bool = False, habits: Habits | None = N
     """Return a recommender by a world's rating model, in stars.
 
     Users get their biases and factors from their history: a biased matrix factorisation with fold-in. The `oracle`, who
-    is asked about the world's own users alone, has the true ones; with `habits` satiation is known too.
+    is asked about the world's own users alone, has the true ones; with `habits` satiation is known too. It is greedy:
+    it shows what will be rated best now, whatever follows.
     """
     def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
         if oracle:
-            stars = world.users[np.searchsorted(world.user_ids, user_ids)] @ world.items.T
+            stars = world.expected(np.searchsorted(world.user_ids, user_ids)[:, None], np.arange(len(world.items)))
         else:
             user, row = (one.cpu() for one in latest_ratings(history, user_ids))
             mean, rated = world.log["rating"].mean(), history.item_idx.cpu()[row].numpy()
