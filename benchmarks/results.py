@@ -148,17 +148,17 @@ def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: di
                                                                  decay)],
                         time.process_time() - started, {"tried": len(tried), "chosen": str((ridge, last, decay))})
 
-    stars = liking.fit_liking(part.train, ids, matrix)
+    tilts = {"expected stars": liking.fit_liking(part.train, ids, matrix),
+             "factorisation": factorisation(part.train, ids, similarity)}
     models |= {"mean rating": ("baseline", [liking.mean_rating(part.train)], 0.0, {}),
-               "factorisation": ("baseline", [factorisation(part.train, ids, similarity)], 0.0, {}),
-               "expected stars": ("supervised", [stars], 0.0, {})}
+               "factorisation": ("baseline", [tilts["factorisation"]], 0.0, {}),
+               "expected stars": ("supervised", [tilts["expected stars"]], 0.0, {})}
     frames = Frames(part.train, ids, matrix, FRAME_SIZE)
     trained = {"supervised baseline": ("supervised", {"value_weight": 0.0}),
                "supervised, star-weighted": ("supervised", {"value_weight": 0.0, "star_weight": STAR_WEIGHT}),
                "DDPG": ("rl", {})}
     agents = {name: [train_agent(frames, seed, **weights) for seed in seeds] for name, (_, weights) in trained.items()}
     tried: dict[str, list] = {}
-    tilts = {"expected stars": stars, "factorisation": models["factorisation"][1][0]}
     if protocol == CHOSEN_ON:
         histories = {ridge: fit_user_history(part.train, ids, matrix, ridge) for ridge in RIDGES}
         chosen, tried = choose_all(agents, histories, tilts, partial(users_of, turns=valid))
@@ -237,8 +237,8 @@ def choose_all(agents: dict[str, list], histories: dict[float, UserHistory], til
               for by, tilt in tilts.items() for beta in BETAS}
     floor, beta = NO_LOSS * said[best]["NDCG@10"], {}
     for name, by in product(agents, tilts):
-        keeps = [each for each in BETAS if tilted[name, by, each]["NDCG@10"] >= floor] or [0.0]
-        beta[f"{name}, {by}"] = max(keeps, key=lambda each: tilted[name, by, each]["reward@10"])
+        front = pd.DataFrame({each: tilted[name, by, each] for each in BETAS}).T
+        beta[f"{name}, {by}"] = liking.choose_beta(front, floor)
     return {"user_history": {"ridge": ridge, "weight": weight, "rating_slope": slope}, "beta": beta}, {
         "histories": listed(said, "ridge", "weight", "rating_slope"), "tilts": listed(tilted, "model", "by", "beta")}
 

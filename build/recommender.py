@@ -249,8 +249,8 @@ class Recommender:
                                        x.T @ (deviation - bias[b]) / self.noise)
         return bias, taste
 
-    def best(self, proto_action: np.ndarray, asks: list[Ask], bias: np.ndarray | float = 0.0,
-             taste: np.ndarray | float = 0.0) -> list[tuple[np.ndarray, np.ndarray]]:
+    def best(self, proto_action: np.ndarray, asks: list[Ask], bias: np.ndarray,
+             taste: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return (rows, `tilted` scores) for each request: its k best items that are not hidden, best first.
 
         They are fewer where the others have no finite score. log p(i | s) is the log softmax of proto_action · e_i / √E
@@ -258,7 +258,6 @@ class Recommender:
         """
         wanted = [min(ask.k, len(self.items) - len(ask.hidden)) for ask in asks]
         beta = np.array([[ask.beta] for ask in asks], np.float32)
-        bias, taste = np.broadcast_to(np.reshape(bias, (-1, 1)), beta.shape), np.broadcast_to(taste, proto_action.shape)
         near = np.array([self.index is not None and count + len(ask.hidden) <= min(SEARCHED, len(self.items))
                          for count, ask in zip(wanted, asks, strict=True)])
         answer: list = [None] * len(asks)
@@ -266,7 +265,7 @@ class Recommender:
             chosen = np.flatnonzero(near == by_index)
             if len(chosen):
                 found = method(proto_action[chosen], [asks[b] for b in chosen], [wanted[b] for b in chosen],
-                               beta[chosen], bias[chosen], taste[chosen])
+                               beta[chosen], bias[chosen, None], taste[chosen])
                 for b, one in zip(chosen, found, strict=True):
                     unliked = asks[b].beta > 0 and (one[1] < -LAST / 2).any()
                     answer[b], near[b] = one, len(one[0]) == wanted[b] and not unliked  # else asked again, exactly

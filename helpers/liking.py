@@ -1,5 +1,6 @@
 """What people like: the stars to expect of an item, a slate that heeds them, and two lenses on whether it does."""
 
+from collections.abc import Callable
 from copy import copy
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from helpers.evaluation import slates_of
+from helpers.evaluation import case_metrics, rank_held_out, slates_of
 from helpers.frames import Frames, rows_of
 from helpers.recommenders import Recommender, latest_ratings
 
@@ -68,18 +69,16 @@ def fit_liking(train: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, sw
 
     Source: Laird & Ware 1982, "Random-Effects Models for Longitudinal Data"; that items' vectors are given, ours.
     """
-    mean, rows = train["rating"].mean(), rows_of(train["item_id"], item_ids)
-    sums = np.bincount(rows, train["rating"] - mean, minlength=len(item_ids))
-    offset = mean + sums / (np.bincount(rows, minlength=len(item_ids)) + damping)
     vectors = torch.as_tensor(matrix, dtype=torch.float32)
     length = float(vectors.square().sum(dim=1).mean().sqrt())
-    liking = Liking(torch.as_tensor(offset, dtype=torch.float32), torch.eye(vectors.shape[1]) * 0.2 / length,
+    liking = Liking(damped_mean(train, item_ids, damping), torch.eye(vectors.shape[1]) * 0.2 / length,
                     max(float(train["rating"].var(ddof=0)), LEAST), damping)
     logs = [torch.as_tensor(log) for log in pd.Series(np.arange(len(train))).groupby(train["user_id"].to_numpy())
             .indices.values()]
     if len(logs) > most_users:
         logs = [logs[one] for one in np.random.default_rng(0).choice(len(logs), most_users, replace=False)]
-    item, rating = torch.as_tensor(rows).long(), torch.as_tensor(train["rating"].to_numpy(np.float32, copy=True))
+    item = torch.as_tensor(rows_of(train["item_id"], item_ids)).long()
+    rating = torch.as_tensor(train["rating"].to_numpy(np.float32, copy=True))
     for _ in range(sweeps):
         x, second, error = vectors @ liking.root, torch.zeros_like(liking.root), []
         for log in logs:
@@ -93,6 +92,13 @@ def fit_liking(train: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, sw
     return liking
 
 
+def damped_mean(train: pd.DataFrame, item_ids: np.ndarray, damping: float) -> Tensor:
+    """Return (n_items,) the mean rating of each item and of `damping` ratings of the overall mean beside."""
+    mean, of_item = train["rating"].mean(), train.groupby("item_id")["rating"].agg(["sum", "size"])
+    damped = (of_item["sum"] + damping * mean) / (of_item["size"] + damping)
+    return torch.as_tensor(damped.reindex(item_ids, fill_value=mean).to_numpy(np.float32, copy=True))
+
+
 def mean_rating(train: pd.DataFrame, damping: float = 5.0) -> Recommender:
     """Score every item by its mean rating, damped towards the mean of all: one list for everybody.
 
@@ -100,17 +106,28 @@ def mean_rating(train: pd.DataFrame, damping: float = 5.0) -> Recommender:
     >>> mean_rating(log, damping=1)(Frames(log, np.array([7, 8, 9]), np.eye(3), frame_size=1), np.array([1]))
     tensor([[4.6667, 3.0000, 4.0000]])
     """
-    def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
-        mean, of_item = train["rating"].mean(), train.groupby("item_id")["rating"].agg(["sum", "size"])
-        damped = (of_item["sum"] + damping * mean) / (of_item["size"] + damping)
-        return torch.as_tensor(damped.reindex(history.item_ids, fill_value=mean).to_numpy(np.float32)).expand(
-            len(user_ids), -1)
-    return recommend
+    return lambda history, user_ids: damped_mean(train, history.item_ids, damping).expand(len(user_ids), -1)
 
 
 def tilted(recommend: Recommender, stars: Recommender, beta: float) -> Recommender:
     """Score by log p + β·stars: what people do next, tilted by e^β for each star that they will like it more."""
     return lambda history, user_ids: recommend(history, user_ids) + beta * stars(history, user_ids)
+
+
+def front_of(policies_at: Callable[[float], list[Recommender]], history: Frames, cases: pd.DataFrame,
+             betas: tuple[float, ...]) -> pd.DataFrame:
+    """Return NDCG@10 and reward@10 by β, mean over the policies (one a seed) that `policies_at` gives for it."""
+    rows = []
+    for beta in betas:
+        runs = [case_metrics(rank_held_out(each, history, cases)).mean() for each in policies_at(beta)]
+        rows.append((sum(runs) / len(runs))[["NDCG@10", "reward@10"]])
+    return pd.DataFrame(rows, pd.Index(betas, name="β"))
+
+
+def choose_beta(front: pd.DataFrame, floor: float) -> float:
+    """Return the β with most reward@10 of those with an NDCG@10 of `floor`, the first of equals; 0 where none has."""
+    good = front[front["NDCG@10"] >= floor]
+    return float(good["reward@10"].idxmax()) if len(good) else 0.0
 
 
 def accuracy(recommend: Recommender, history: Frames, held_out: pd.DataFrame) -> pd.Series:

@@ -24,8 +24,8 @@ def off_policy(reward: np.ndarray, weight: np.ndarray, model_logged: np.ndarray,
                user: np.ndarray | None = None) -> dict[str, float]:
     """Return the estimates of a policy's mean reward, all arguments (N,), and what they rest on.
 
-    model_logged: r̂ of the logged action. model_policy: Σ π(a|s)·r̂(s, a). user: whose case it is, counted from 0; by
-    default everybody has one.
+    model_logged: r̂ of the logged action. model_policy: Σ π(a|s)·r̂(s, a). user: whose case it is; by default
+    everybody has one.
     """
     terms = model_policy + weight * (reward - model_logged)
     low, high = over_users(terms, np.arange(len(terms)) if user is None else user)

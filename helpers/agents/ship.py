@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from helpers import recommenders
 from helpers.files import DataError, replacing, write_json
 from helpers.frames import Frames, flatten, unflatten
-from helpers.liking import Liking, tilted
-from helpers.recommenders import UserHistory
+from helpers.liking import Liking
+from helpers.recommenders import Recommender, UserHistory
 
 
 def shortened(state: Tensor, n: int, frame_size: int, repeat: bool = False) -> Tensor:
@@ -45,10 +45,10 @@ def tilt_of(expected: Tensor, beta: float) -> Tensor:
     return beta * expected - 100.0 * ((expected < 2.5) & (beta > 0))
 
 
-def as_served(actor: nn.Module, term: UserHistory, stars: Liking, beta: float) -> recommenders.Recommender:
-    """Score by the policy, with its history term and its tilt, whose frames are always full."""
-    policy = recommenders.policy(lambda s: actor(shortened(s, actor.frame_size, actor.frame_size, repeat=True)), term)
-    return tilted(policy, lambda history, user_ids: tilt_of(stars(history, user_ids), beta), 1.0)
+def as_served(actor: nn.Module, term: UserHistory, stars: Liking, beta: float, repeat: bool = True) -> Recommender:
+    """Score by the policy, with its history term and its tilt; by `repeat` frames are always full."""
+    policy = recommenders.policy(lambda s: actor(shortened(s, actor.frame_size, actor.frame_size, repeat)), term)
+    return lambda history, user_ids: policy(history, user_ids) + tilt_of(stars(history, user_ids), beta)
 
 
 class Among(nn.Module):
@@ -153,11 +153,7 @@ def knowing(history: Frames, n: int) -> Frames:
 def short_scores(history: Frames, user_ids: np.ndarray, *, actor: nn.Module, term: UserHistory, stars: Liking,
                  beta: float, n: int, repeat: bool = False) -> Tensor:
     """Score for everyone as if their last n ratings were all that is known of them."""
-    if repeat:
-        return as_served(actor, term, stars, beta)(knowing(history, n), user_ids)
-    policy = recommenders.policy(lambda state: actor(shortened(state, n, history.frame_size)), term)
-    known = knowing(history, n)
-    return policy(known, user_ids) + tilt_of(stars(known, user_ids), beta)
+    return as_served(actor, term, stars, beta, repeat)(knowing(history, n), user_ids)
 
 
 def place_norm(proto_actions: np.ndarray, matrix: np.ndarray) -> float:
@@ -281,8 +277,8 @@ def write_build(folder: Path, actor: nn.Module, critic: nn.Module, ids: np.ndarr
         must_be_equal(beside, actor, critic, states, torch.tensor(matrix[:100]).expand(len(states), -1, -1))
         write_items(beside, ids, matrix, infos, rated, term.added.numpy(), stars, own)
         proto_actions = open_network(beside / "actor.onnx").run(None, {"state": states.cpu().numpy()})[0]
-        about |= {"user_history": {"weight": term.weight, "rating_slope": term.rating_slope},
-                  "liking": {"beta": beta, "noise": stars.noise, "damping": stars.damping}}
+        about = about | {"user_history": {"weight": term.weight, "rating_slope": term.rating_slope},
+                         "liking": {"beta": beta, "noise": stars.noise, "damping": stars.damping}}
         manifest = manifest_of(beside, actor, matrix, proto_actions + np.asarray(said), about, index_from)
         write_json(beside / "manifest.json", manifest)
     return manifest

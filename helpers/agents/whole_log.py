@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from helpers import evaluation, training
+from helpers import liking, training
 from helpers.frames import Frames, reward_of, rows_of
 from helpers.losses import ItemCrossEntropy, polyak, squared_error
 
@@ -233,16 +233,10 @@ def off_the_log(net: WholeLog, frames: Frames, length: int, beta: float) -> dict
 
 def front_of(nets: list[WholeLog], history: Frames, cases: pd.DataFrame, betas: tuple[float, ...]) -> pd.DataFrame:
     """Return NDCG@10 and reward@10 of each β, mean over networks."""
-    rows = []
-    for beta in betas:
-        runs = [evaluation.case_metrics(evaluation.rank_held_out(
-            partial(whole_log_policy, net=net, beta=beta), history, cases))[["NDCG@10", "reward@10"]].mean()
-            for net in nets]
-        rows.append(sum(runs) / len(runs))
-    return pd.DataFrame(rows, pd.Index(betas, name="β"))
+    return liking.front_of(lambda beta: [partial(whole_log_policy, net=net, beta=beta) for net in nets],
+                           history, cases, betas)
 
 
 def choose_beta(front: pd.DataFrame, keeps: float) -> float:
     """Return the β with most reward@10 of those that keep this share of the NDCG@10 of β = 0."""
-    good = front[front["NDCG@10"] >= keeps * front["NDCG@10"].iloc[0]]
-    return float(good["reward@10"].idxmax())
+    return liking.choose_beta(front, keeps * front["NDCG@10"].iloc[0])

@@ -144,6 +144,12 @@ def fit_world(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.ndarra
                  {"mean": plain, "biases": rmse[0, 0.0], "factors": rmse[best]}, *best)
 
 
+def satiation_of(cosine: np.ndarray, habits: Habits) -> np.ndarray:
+    """Return the stars that satiation takes: cosine (B, m, …) with the last m films, oldest first → (B, …)."""
+    fading = habits.fading ** np.arange(cosine.shape[1])[::-1]
+    return habits.satiation * (cosine.clip(0) * fading.reshape(-1, *[1] * (cosine.ndim - 2))).sum(axis=1)
+
+
 def expected_stars(world: World, oracle: bool = False, habits: Habits | None = None) -> Recommender:
     """Return a recommender by a world's rating model, in stars.
 
@@ -163,9 +169,7 @@ def expected_stars(world: World, oracle: bool = False, habits: Habits | None = N
         if habits:
             ends = (history.log_start + history.log_length)[history.places(user_ids)]
             recent = history.item_idx.cpu().numpy()[ends[:, None] + np.arange(-habits.memory, 0)]
-            cosine = (world.similarity[recent] @ world.similarity.T).clip(0)
-            fading = habits.fading ** np.arange(habits.memory)[::-1]
-            stars = stars - habits.satiation * np.einsum("bmn,m->bn", cosine, fading)
+            stars = stars - satiation_of(world.similarity[recent] @ world.similarity.T, habits)
         return torch.as_tensor(stars, dtype=torch.float32)
     return recommend
 
@@ -185,7 +189,7 @@ def respond(world: World, habits: Habits, mode: str, user_idx: np.ndarray, log: 
     """
     recent = log[:, max(log.shape[1] - habits.memory, 0):]
     cosine = np.einsum("bmd,bd->bm", world.similarity[recent], world.similarity[item_idx])
-    satiation = habits.satiation * (cosine.clip(0) * habits.fading ** np.arange(recent.shape[1])[::-1]).sum(axis=1)
+    satiation = satiation_of(cosine, habits)
     expected = world.expected(user_idx, item_idx)
     felt = expected - satiation + world.noise * ndtri(uniforms[:, 0].clip(1e-12))
     rating = world.stars[np.abs(felt[:, None] - world.stars).argmin(axis=1)]
