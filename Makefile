@@ -8,6 +8,7 @@
 #             films are asked for, of a local stand-in for TMDB, how fast DDPG learns, how fast the service
 #             answers, and with Ray how fast two workers make transitions: 18 minutes in all
 # make results  judge policies and baselines by every protocol of lesson 10, five seeds each: hours
+# make book  the lessons and the pages beside them as a site with search, in .book/html
 # make lab   open the lessons in JupyterLab
 # make serve  recommend in the browser with what lesson 11 wrote, at http://127.0.0.1:8000   (DATASET, ADDRESS, PORT)
 # make docker-check  build and start both images, where Docker answers
@@ -18,7 +19,7 @@ PORT    ?= 8000
 BIN     := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run check test bench results lab serve docker-check notes agents clean
+.PHONY: run check test bench results book lab serve docker-check notes agents clean
 .DELETE_ON_ERROR:
 
 .venv/ready: requirements.txt build/requirements.txt constraints.txt pyproject.toml
@@ -98,6 +99,9 @@ results: .venv/ready data/results-env/ready
 	for protocol in last-5 last-1 temporal; do \
 		data/results-env/bin/python benchmarks/baselines.py data/$(DATASET)/results/$$protocol || exit 1; done
 	$(BIN)/python -m benchmarks.results --dataset "$(DATASET)" --add-scores
+
+book: .venv/ready-dev
+	@$(BIN)/python -m tools.book
 
 lab: .venv/ready
 	cd notes && ../$(BIN)/jupyter lab

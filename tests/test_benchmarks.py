@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import agents, frames, service, synthetic, whole_log
+from benchmarks import agents, frames, results, service, synthetic, whole_log
 from helpers.datasets import read_ratings
 from helpers.files import PROJECT
 from helpers.networks import Joint
-from tools.readme import block
+from tools.readme import block, page_of
 
 SHAPE = dict(n_users=200, n_items=500, n_ratings=12_000)
 
@@ -33,18 +33,24 @@ def test_synthetic_ratings_are_the_same_for_a_seed_alone():
 
 @pytest.mark.parametrize(("name", "bench"), [("bench_frames", frames), ("bench_agents", agents),
                                              ("bench_service", service)])
-def test_readme_shows_the_measured_table_and_the_ratios_follow_from_its_rows(name, bench):
+def test_a_page_shows_the_measured_table_and_the_ratios_follow_from_its_rows(name, bench):
     result = json.loads((PROJECT / "res" / f"{name}.json").read_text(encoding="utf-8"))
     mark = {"bench_frames": "bench", "bench_agents": "agents", "bench_service": "service"}[name]
-    assert block(mark, bench.table(result)) in (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert block(mark, bench.table(result)) in page_of(mark).read_text(encoding="utf-8")
     assert bench.ratios(result["rows"]) == result["ratios"]
     assert "bf16_ndcg" not in result or agents.bf16_ndcg(result["rows"]) == result["bf16_ndcg"]
 
 
-def test_readme_shows_the_rows_of_ml_1m():
+@pytest.mark.parametrize(("mark", "table"), [("headline", results.headline_table), ("results-5", results.readme_table)])
+def test_a_page_shows_the_rows_of_make_results(mark, table):
+    rows = json.loads((PROJECT / "res" / "results.json").read_text(encoding="utf-8"))["rows"]
+    assert block(mark, table(rows)) in page_of(mark).read_text(encoding="utf-8")
+
+
+def test_a_page_shows_the_rows_of_ml_1m():
     result = json.loads((PROJECT / "res" / "results-ml-1m.json").read_text(encoding="utf-8"))
     shown = block("results-ml-1m", whole_log.table(result["rows"]))
-    assert shown in (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert shown in page_of("results-ml-1m").read_text(encoding="utf-8")
     rows = {row["name"]: row for row in result["rows"]}
     for each in result["protocols"]["last-1"]["differences"]:
         less = rows[each["one"]][each["metric"]] - rows[each["other"]][each["metric"]]

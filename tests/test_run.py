@@ -14,7 +14,7 @@ from helpers.extra import cluster
 from tools import lessons
 from tools import run as series
 from tools.lessons import LESSONS, Lesson
-from tools.readme import block
+from tools.readme import block, page_of
 
 
 @pytest.fixture
@@ -228,9 +228,9 @@ def test_fingerprint_ignores_prose_and_sees_code_and_data():
                 series.fingerprint(book("x = 1"), [], "other")}) == 4
 
 
-def test_readme_shows_the_committed_numbers():
+def test_a_page_shows_the_committed_numbers():
     table = series.held_out_numbers(files.PROJECT / "res")
-    assert block("results", series.results_table(table)) in (files.PROJECT / "README.md").read_text()
+    assert block("results", series.results_table(table)) in page_of("results").read_text()
 
 
 def test_every_lesson_reads_what_an_earlier_one_writes_or_what_is_committed():

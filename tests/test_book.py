@@ -1,0 +1,51 @@
+"""The site of the lessons: no link leads nowhere, and its pages show what they should in a real browser."""
+
+import os
+import shutil
+
+import nbformat
+import pytest
+from playwright.sync_api import sync_playwright
+
+from helpers.files import PROJECT
+from tools import book
+from tools.lessons import LESSONS
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    place = tmp_path_factory.mktemp("book")
+    assert book.make(place) == 0  # Sphinx warned of nothing: all links between pages, and all images, are there
+    return place / "html"
+
+
+def test_every_lesson_and_page_is_in_the_book(site):
+    first = (site / "index.html").read_text(encoding="utf-8")
+    for page in (*(f"notes/{name}.html" for name in LESSONS),
+                 *(f"docs/{path.stem}.html" for path in (PROJECT / "docs").glob("*.md"))):
+        assert (site / page).exists() and f'href="{page}"' in first
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_a_lesson_ends_with_the_way_to_its_neighbours(name):
+    names = list(LESSONS)
+    place = names.index(name)
+    last = nbformat.read(PROJECT / "notes" / f"{name}.ipynb", as_version=4).cells[-1].source
+    for other in names[max(place - 1, 0):place] + names[place + 1:place + 2]:
+        assert f"({other}.ipynb)" in last
+
+
+@pytest.mark.parametrize(("page", "width"), [("index", 1280), ("notes/05_ddpg", 1280), ("notes/05_ddpg", 390)])
+def test_a_page_in_a_browser_has_its_equations_and_images_and_fits(site, page, width):
+    path = os.environ.get("RECNN_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if not path:
+        pytest.skip("there is no Chromium here: `apt-get install chromium`, or set RECNN_CHROMIUM to the path of one")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path)
+        shown = browser.new_page(viewport={"width": width, "height": 800})
+        shown.goto((site / f"{page}.html").as_uri())
+        if page.startswith("notes"):
+            shown.wait_for_selector("mjx-container")  # drawn without a network
+        assert shown.evaluate("[...document.images].every(image => image.complete && image.naturalWidth)")
+        assert shown.evaluate("document.documentElement.scrollWidth") <= width
+        browser.close()
