@@ -1,7 +1,7 @@
-"""Make a ratings.csv of the shape of MovieLens 20M, to measure speed and memory at that size without a download.
+"""Make ratings.csv and movies.csv of the shape of MovieLens 20M, to measure at that size without a download.
 
-SYNTHETIC: nobody rated anything here. Lengths of the logs, popularity and stars follow what is published of
-MovieLens 20M; who rates what is chance, so nothing about recommendation can be learnt from it.
+SYNTHETIC: there are no such films, and nobody rated them. Lengths of the logs, popularity and stars follow what is
+published of MovieLens 20M; who rates what is chance, so nothing about recommendation can be learnt from it.
 
     python -m benchmarks.synthetic data/synthetic-ml-20m/raw
 """
@@ -21,6 +21,10 @@ SHORTEST, MEDIAN, LONGEST = 20, 68, 9_254  # ratings a user; the longest log cap
 # shares of 0.5, 1, … 5 stars among the ratings of MovieLens 20M
 STARS = np.array([239_125, 680_732, 279_252, 1_430_997, 883_398, 4_291_193, 2_200_156, 5_561_926, 1_534_824,
                   2_898_660]) / 20_000_263
+GENRES = ("Action", "Adventure", "Animation", "Children", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
+          "Film-Noir", "Horror", "IMAX", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western")
+WORDS = ("Night", "House", "Love", "Man", "Last", "Girl", "Blue", "Return", "River", "King", "Secret", "Summer", "Dead",
+         "City", "Lost", "Heart", "Road", "Ghost", "Winter", "Stranger")
 FIRST, LAST = 789_652_009, 1_427_784_002   # 9 January 1995 to 31 March 2015, seconds since 1970
 
 
@@ -76,13 +80,24 @@ def make(n_users: int = N_USERS, n_items: int = N_ITEMS, n_ratings: int = N_RATI
                      "timestamp": timestamp})
 
 
+def make_films(ids: np.ndarray, seed: int = 0) -> pa.Table:
+    """Return the table `movieId, title, genres` as MovieLens writes it: 1–5 words, a year, 1–4 genres."""
+    rng = np.random.default_rng(seed)
+    titles = [f"{' '.join(rng.choice(WORDS, n))} ({year})"
+              for n, year in zip(rng.integers(1, 6, len(ids)), rng.integers(1930, 2016, len(ids)), strict=True)]
+    genres = ["|".join(sorted(rng.choice(GENRES, n, replace=False))) for n in rng.integers(1, 5, len(ids))]
+    return pa.table({"movieId": ids, "title": titles, "genres": genres})
+
+
 def write(folder: Path, **shape) -> Path:
-    """Write ratings.csv, with a note beside it that says what it is."""
+    """Write ratings.csv and movies.csv, with a note beside them that says what they are."""
     path = folder / "ratings.csv"
     with replacing(path) as beside, beside.open("wb") as file:
         file.write(b"userId,movieId,rating,timestamp\n")
         options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="none")
-        pyarrow.csv.write_csv(make(**shape), file, options)
+        ratings = make(**shape)
+        pyarrow.csv.write_csv(ratings, file, options)
+    pyarrow.csv.write_csv(make_films(np.unique(ratings["movieId"].to_numpy())), folder / "movies.csv")
     (folder / "SYNTHETIC.txt").write_text(__doc__, encoding="utf-8")
     return path
 

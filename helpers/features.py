@@ -96,6 +96,8 @@ def standardise(values: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # nothing known in a column
         return np.nan_to_num(StandardScaler().fit_transform(values)).astype(np.float32)
 
+MANY = 10_000_000  # cells of a matrix above which half the memory and half the time count for more than the last digits
+
 
 def svd(matrix: np.ndarray | sparse.spmatrix, n: int, seed: int = 0) -> np.ndarray:
     """Return the leading `n` singular directions of (n_items, d) as (n_items, ≤ n) float32, rows of any norm."""
@@ -123,7 +125,8 @@ def co_ratings(ratings: pd.DataFrame, item_ids: np.ndarray, window: int = 5) -> 
     counts = (counts + counts.T).tocoo()
     total, margin = counts.sum(), np.asarray(counts.sum(axis=0)).ravel()
     pmi = np.log(counts.data * total / (margin[counts.row] * margin[counts.col]))
-    return sparse.csr_matrix((np.maximum(pmi, 0), (counts.row, counts.col)), shape=(n, n))
+    kind = np.float64 if counts.nnz < MANY else np.float32
+    return sparse.csr_matrix((np.maximum(pmi, 0).astype(kind), (counts.row, counts.col)), shape=(n, n))
 
 
 def user_item(ratings: pd.DataFrame, item_ids: np.ndarray) -> sparse.csr_matrix:

@@ -50,13 +50,13 @@ class Task(NamedTuple):
 
 
 def load_task(dataset: str, frame_size: int = 10, device: str | torch.device = "cpu", share_apart: float = 0.05,
-              times: bool = False, most_users: int = 20_000) -> Task:
+              times: bool = False, most_scores: int = 1 << 27) -> Task:
     """Read a data set and its item matrix, hold out, and frame.
 
     Args:
         share_apart: share of the users with a frame whose transitions are not trained on.
         times: let states end with gaps (see `Frames`).
-        most_users: where more are held out of, so many of them, the same each time, are validated and tested with.
+        most_scores: users × items to validate or test with, 537 MB; of more users a part is drawn, the same each time.
 
     Raises:
         FileNotFoundError: naming the lesson to run first.
@@ -71,6 +71,7 @@ def load_task(dataset: str, frame_size: int = 10, device: str | torch.device = "
     apart = split.train["user_id"].isin(np.random.default_rng(0).choice(long_enough, n_apart, replace=False))
     make = partial(Frames, item_ids=ids, item_matrix=matrix, frame_size=frame_size, device=device, times=times)
     longer_history = make(evaluation.together(split.train, split.valid))
+    most_users = max(2_000, most_scores // len(ids))
     if len(split.test) > most_users:
         some = np.random.default_rng(0).choice(split.test["user_id"], most_users, replace=False)
         valid, test = (part[part["user_id"].isin(some)].reset_index(drop=True) for part in (split.valid, split.test))

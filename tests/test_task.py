@@ -64,7 +64,7 @@ def test_a_small_data_set_is_passed_over_a_few_times(home):
 
 
 def test_of_many_users_some_are_judged_by_and_all_are_learnt_from(home, capsys):
-    t, again = (task.load_task(str(home), frame_size=5, most_users=15) for _ in range(2))
+    t, again = (task.load_task(str(home), frame_size=5, most_scores=15) for _ in range(2))
     assert "with 15 of 40 users" in capsys.readouterr().out
     assert len(t.split.test) == 15 and set(t.split.test["user_id"]) == set(t.split.valid["user_id"])
     pd.testing.assert_frame_equal(t.split.test, again.split.test)
