@@ -301,7 +301,10 @@ def calibration(value: Callable[[Tensor, Tensor], Tensor], frames: Frames, gamma
     if not len(index):
         _say_once(f"no user has {at_least} steps to come after a transition: nothing can be held against what was "
                   f"observed")
-    t = frames.gather(index)
-    answers = {"promised": t.action} | ({} if choose is None else {"own": choose(t.state)})
-    columns = {name: value(t.state, action)[:, 0].float().cpu() for name, action in answers.items()}
+    parts = []
+    for some in index.split((1 << 25) // len(frames.items)):  # `choose` may weigh the whole catalogue for each
+        t = frames.gather(some)
+        answers = {"promised": t.action} | ({} if choose is None else {"own": choose(t.state)})
+        parts.append({name: value(t.state, action)[:, 0].float().cpu() for name, action in answers.items()})
+    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return pd.DataFrame({**columns, "observed": observed[index]}, index=index.numpy())

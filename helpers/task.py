@@ -15,6 +15,8 @@ from helpers import datasets, evaluation, features
 from helpers.files import DEFAULT_DATASET, data_dir, need
 from helpers.frames import Frames, Transition
 
+MOST_APART = 300  # users: their transitions are looked at together
+
 
 class Task(NamedTuple):
     """Everything a training and its judgement need of a data set.
@@ -35,8 +37,12 @@ class Task(NamedTuple):
     history: Frames
     longer_history: Frames
 
-    def watched(self, n: int = 1024) -> Transition:
-        """Return up to n transitions of users kept apart, always the same: the states that figures show."""
+    def watched(self) -> Transition:
+        """Return transitions of users kept apart, always the same: the states that figures show.
+
+        There are up to 1,024, fewer of a large catalogue, since the distance of each to every item is asked for.
+        """
+        n = min(1024, max(128, (1 << 22) // len(self.ids)))
         order = torch.randperm(len(self.apart), generator=torch.Generator().manual_seed(0))
         return self.apart.gather(order[:n])
 
@@ -50,13 +56,13 @@ class Task(NamedTuple):
 
 
 def load_task(dataset: str, frame_size: int = 10, device: str | torch.device = "cpu", share_apart: float = 0.05,
-              times: bool = False, most_scores: int = 1 << 27) -> Task:
+              times: bool = False, most_scores: int = 1 << 26) -> Task:
     """Read a data set and its item matrix, hold out, and frame.
 
     Args:
-        share_apart: share of the users with a frame whose transitions are not trained on.
+        share_apart: share of the users with a frame whose transitions are not trained on, MOST_APART at most.
         times: let states end with gaps (see `Frames`).
-        most_scores: users × items to validate or test with, 537 MB; of more users a part is drawn, the same each time.
+        most_scores: users × items to validate or test with, 268 MB; of more users a part is drawn, the same each time.
 
     Raises:
         FileNotFoundError: naming the lesson to run first.
@@ -67,11 +73,11 @@ def load_task(dataset: str, frame_size: int = 10, device: str | torch.device = "
     infos = features.read_infos(need(home / "infos.json", "01_data_parsing"))
     log_length = split.train.groupby("user_id").size()
     long_enough = log_length.index[log_length > frame_size]
-    n_apart = max(1, int(share_apart * len(long_enough)))
+    n_apart = max(1, min(MOST_APART, int(share_apart * len(long_enough))))
     apart = split.train["user_id"].isin(np.random.default_rng(0).choice(long_enough, n_apart, replace=False))
     make = partial(Frames, item_ids=ids, item_matrix=matrix, frame_size=frame_size, device=device, times=times)
     longer_history = make(evaluation.together(split.train, split.valid))
-    most_users = max(2_000, most_scores // len(ids))
+    most_users = most_scores // len(ids)
     if len(split.test) > most_users:
         some = np.random.default_rng(0).choice(split.test["user_id"], most_users, replace=False)
         valid, test = (part[part["user_id"].isin(some)].reset_index(drop=True) for part in (split.valid, split.test))

@@ -40,6 +40,7 @@ MOST_ITEMS = 100_000   # a step of 512 transitions then takes some 3 GB
 # what --quick puts in the place of parameters: the same code in a minute or two, for whoever tries whether it runs
 QUICK = {"SEEDS": "(0,)", "MAX_STEPS": "20", "MAX_PASSES": "3", "VALIDATE_EVERY": "10", "TRIAL_STEPS": "10",
          "ABLATION_STEPS": "10", "FQE_STEPS": "10", "JUDGE_STEPS": "10"}
+LARGE, OF_LARGE = 100e6, {"SEEDS": "(0,)"}  # bytes of raw files above which one seed is trained for three: ML-10M's
 
 
 def code_of(notebook: nbformat.NotebookNode) -> list[str]:
@@ -94,12 +95,17 @@ def state_of(paths: list[Path]) -> list | None:
     return [[shown(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
-def shortened(notebook: nbformat.NotebookNode, toys: bool = False) -> nbformat.NotebookNode:
-    """Return the notebook with the parameters of QUICK, less what is trained on toys, which no data set can change."""
-    notebook.cells = [cell for cell in notebook.cells if toys or "toy" not in cell.metadata.get("tags", [])]
+def without_toys(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Return the notebook less what is trained on toys, which no data set can change."""
+    notebook.cells = [cell for cell in notebook.cells if "toy" not in cell.metadata.get("tags", [])]
+    return notebook
+
+
+def shortened(notebook: nbformat.NotebookNode, values: dict[str, str]) -> nbformat.NotebookNode:
+    """Return the notebook with these values in the place of its parameters."""
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
-            for name, value in QUICK.items():
+            for name, value in values.items():
                 cell.source = re.sub(rf"^{name} = [^#\n]*", f"{name} = {value}  ", cell.source, flags=re.M)
     return notebook
 
@@ -206,7 +212,11 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
     record_path = home / "run.json"
     record = json.loads(record_path.read_text(encoding="utf-8")) if record_path.exists() else {}
     lessons = {name: nbformat.read(NOTES / f"{name}.ipynb", as_version=4) for name in LESSONS}
-    lessons = {name: shortened(lesson) for name, lesson in lessons.items()} if quick else lessons
+    large = sum(path.stat().st_size for path in raw.iterdir()) > LARGE
+    if quick or large:
+        lessons = {name: shortened(lesson, QUICK if quick else OF_LARGE) for name, lesson in lessons.items()}
+    if quick:
+        lessons = {name: without_toys(lesson) for name, lesson in lessons.items()}
     outputs = {name: [artefact(dataset, path) for path in lesson.writes] for name, lesson in LESSONS.items()}
     written = {path for lesson in LESSONS.values() for path in lesson.writes}
     prints: dict[str, str] = {}
@@ -225,6 +235,8 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
         for sentence in look_over(raw):
             print(sentence)
         fetch_model()
+    if stale and large and not quick:
+        print("a large data set: one seed of each agent is trained, and no table has a spread over seeds")
     bar = tqdm(total=sum(len(code_of(lessons[name])) for name in stale), unit="cell", disable=not stale,
                bar_format="{desc:<20}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} cells [{elapsed}]")
     for name in stale:
@@ -308,7 +320,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.copies:
         options.copies.mkdir(parents=True, exist_ok=True)
         for name in LESSONS:
-            nbformat.write(shortened(nbformat.read(NOTES / f"{name}.ipynb", as_version=4), toys=True),
+            nbformat.write(shortened(nbformat.read(NOTES / f"{name}.ipynb", as_version=4), QUICK),
                            options.copies / f"{name}.ipynb")
         return 0
     if options.in_place:  # what is committed must be as its text says
