@@ -190,3 +190,12 @@ class ItemCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         dh, ditems = ctx.saved_tensors
         return grad * dh, grad * ditems, None
+
+
+def next_item_loss(h: Tensor, items: Tensor, target: Tensor) -> Tensor:
+    """Return the mean −log p of target (N,), rows of items (n, E), for h (N, E); of many items over `sampled_items`."""
+    summed, rows = sampled_items(items, target[:, None])
+    if isinstance(summed, SampledItems):  # a count is one more number of an item, which everyone multiplies by 1
+        h = torch.cat([h, torch.ones_like(h[:, :1])], dim=1)
+        summed = torch.cat([summed.vectors, summed.log_count[:, None]], dim=1)
+    return ItemCrossEntropy.apply(h, summed, rows[:, 0])

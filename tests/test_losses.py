@@ -113,3 +113,14 @@ def test_cross_entropy_over_items_is_torchs_and_so_are_its_gradients():
     torchs = torch.autograd.grad(3 * torch.nn.functional.cross_entropy(h @ items.T, target), (h, items))
     for one, other in zip(ours, torchs, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_the_loss_of_the_next_item_over_a_sample_is_near_the_whole_one():
+    torch.manual_seed(0)
+    h, items, target = 0.5 * torch.randn(32, 8), torch.randn(20_000, 8), torch.randint(20_000, (32,))
+    whole = torch.nn.functional.cross_entropy(h @ items.T, target).item()
+    drawn = torch.tensor([losses.next_item_loss(h, items, target).item() for _ in range(20)])
+    assert abs(drawn.mean().item() - whole) < 0.05 and drawn.std() < 0.1
+    few = items[:4096]
+    assert losses.next_item_loss(h, few, target % 4096).item() == losses.ItemCrossEntropy.apply(
+        h, few, target % 4096).item()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from helpers import liking, training
 from helpers.frames import Frames, reward_of, rows_of
-from helpers.losses import ItemCrossEntropy, polyak, squared_error
+from helpers.losses import next_item_loss, polyak, squared_error
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def whole_log_losses(agent: dict, items: Tensor, stars: Tensor, real: Tensor, ga
     """Return (behaviour loss of all places, the critic's of up to n_places of them, their Q (n,))."""
     net, target, next_real = agent["net"], agent["target"], real[:, 1:]
     h = net(items[:, :-1], stars[:, :-1])
-    behaviour = ItemCrossEntropy.apply(h[next_real], net.items, items[:, 1:][next_real])
+    behaviour = next_item_loss(h[next_real], net.items, items[:, 1:][next_real])
     some = -(-len(items) // 4)
     window, place = torch.nonzero(next_real[:some, 1:], as_tuple=True)  # with the next state in the window too
     if not len(place):
@@ -178,10 +178,11 @@ def whole_log_policy(history: Frames, user_ids: np.ndarray, *, net: WholeLog, be
     return torch.cat(scores)
 
 
-def shuffled(frames: Frames, length: int, batch_size: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return every window once, in batches of windows of about one length, the same for a seed."""
+def shuffled(frames: Frames, length: int, batch_size: int, seed: int,
+             most: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return every window once, or `most` of them, in batches of about one length, the same for a seed."""
     (first, end), rng = windows(frames, length), np.random.default_rng(seed)
-    order = rng.permutation(len(first))
+    order = rng.permutation(len(first))[:most]
     groups = np.array_split(order, max(1, len(order) // (8 * batch_size)))
     order = np.concatenate([group[np.argsort((end - first)[group], kind="stable")] for group in groups])
     batches = np.array_split(order, -(-len(order) // batch_size))
@@ -195,12 +196,12 @@ def validation_loss(net: WholeLog, history: Frames, valid: pd.DataFrame) -> floa
     return float(nn.functional.cross_entropy(scores, rows))
 
 
-def train_until_flat(agent: dict, frames: Frames, loss_of: Callable[[WholeLog], float], settings: WholeLogSettings, *,
-                     length: int, max_passes: int, patience: int, seed: int = 0) -> pd.DataFrame:
+def train_until_flat(agent: dict, frames: Frames, loss_of: Callable, settings: WholeLogSettings, *, length: int,
+                     max_passes: int, patience: int, most: int | None = None, seed: int = 0) -> pd.DataFrame:
     """Train until the target's validation loss has not fallen for `patience` passes; keep the target of its least."""
     step, rows, best = partial(whole_log_update, agent, frames, settings=settings), [], {}
     for k in range(max_passes):
-        batches = shuffled(frames, length, settings.batch_size, 1000 * seed + k)
+        batches = shuffled(frames, length, settings.batch_size, 1000 * seed + k, most)
         left = iter(batches)
         logged = training.fit(step, frames, agent, batch_size=settings.batch_size, max_steps=len(batches),
                               sample=lambda _, left=left: next(left), shuffle_ties=settings.shuffle_ties,
@@ -218,14 +219,15 @@ def train_until_flat(agent: dict, frames: Frames, loss_of: Callable[[WholeLog], 
 @torch.no_grad()
 def off_the_log(net: WholeLog, frames: Frames, length: int, beta: float) -> dict[str, float]:
     """Return mean Q of logged actions and of the policy, and distances to the nearest item in mean item lengths."""
-    items, stars, real = read_windows(frames, *windows(frames, length))
-    h = net(items[:, :-1], stars[:, :-1])[real[:, 1:]]
+    items, stars, real = read_windows(frames, *(bound[:256] for bound in windows(frames, length)))
+    some = slice((1 << 26) // len(net.items))  # for each the whole catalogue is weighed
+    h = net(items[:, :-1], stars[:, :-1])[real[:, 1:]][some]
     u, v = net.worth(h)
     mean = ((h + beta * u) @ net.items.T).softmax(dim=1) @ net.items
     size = net.items.norm(dim=1).mean()
     away = {name: torch.cdist(point, net.items).min(dim=1).values.mean() / size
             for name, point in (("proto-action", h + beta * u), ("mean item", mean))}
-    taken = net.items[items[:, 1:][real[:, 1:]]]
+    taken = net.items[items[:, 1:][real[:, 1:]][some]]
     return {"Q, logged action": (v + (u * taken).sum(dim=1)).mean().item(),
             "Q, policy": (v + (u * mean).sum(dim=1)).mean().item(),
             **{f"{name} to nearest item": distance.item() for name, distance in away.items()}}
