@@ -1,4 +1,4 @@
-"""What lessons 05 to 09 train on and are judged by: one data set, split, framed, with the users kept apart."""
+"""What lessons 05 to 09 train on and are judged by: one data set, split, framed, with the users held out."""
 
 import os
 import traceback
@@ -22,8 +22,8 @@ class Task(NamedTuple):
     """Everything a training and its judgement need of a data set.
 
     split: ratings by purpose; the last of each user is the test, the one before is for validation.
-    frames: transitions to train on, of the training part less the users kept apart.
-    apart: transitions of the users kept apart.
+    frames: transitions to train on, of the training part less the users held out.
+    apart: transitions of the users held out.
     history, longer_history: all users' logs, of the training part, and with validation added.
     """
 
@@ -38,7 +38,7 @@ class Task(NamedTuple):
     longer_history: Frames
 
     def watched(self) -> Transition:
-        """Return transitions of users kept apart, always the same: the states that figures show.
+        """Return transitions of users held out, always the same: the states that figures show.
 
         There are up to 1,024, fewer of a large catalogue, since the distance of each to every item is asked for.
         """

@@ -63,6 +63,14 @@ def test_runs_in_order_and_does_not_redo_what_is_up_to_date(small_series, capfd)
     assert small_series(first="x = 2", second="y = 3")[0] == 0 and ran(capfd.readouterr()) == ["01_a", "02_b"]
 
 
+def test_the_run_sees_a_cells_own_progress_bar():
+    cell = nbformat.v4.new_code_cell("from tqdm.auto import tqdm\nfor _ in tqdm(range(7), mininterval=0): pass")
+    cells, steps = [], []
+    series.execute(nbformat.v4.new_notebook(cells=[cell]), lambda: cells.append(1),
+                   on_step=lambda *step: steps.append(step))
+    assert len(cells) == 1 and steps[-1] == (7, 7)
+
+
 def test_a_failing_cell_stops_the_run_with_its_name_and_error(small_series, capfd):
     code, home = small_series(second="raise ValueError('no such film')")
     error = capfd.readouterr().err

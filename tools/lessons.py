@@ -8,10 +8,11 @@ from helpers.files import build_dir, data_dir, res_dir
 
 
 class Lesson(NamedTuple):
-    """Artefacts: in res/ or build/ where they say so, else in data/<dataset>/."""
+    """Artefacts: in res/ or build/ where they say so, else in data/<dataset>/; and minutes that it takes, at first."""
 
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
+    minutes: float = 0.3
 
 
 def _agent(name: str, number: str) -> tuple[str, ...]:
@@ -29,23 +30,23 @@ LESSONS = {
     "02_embeddings": Lesson(("infos.json",), ("texts_bert.p",)),
     "03_pca": Lesson(("infos.json", "texts_bert.p"), ("embeddings.npz", "embeddings_content.npz", "features.json")),
     "04_static_dataset": Lesson((*TASK, "res/bench_frames.json"), ("transitions.hdf5", "res/bench_frames.png")),
-    "05_ddpg": Lesson(TASK, _agent("ddpg", "05")),
-    "06_d4pg": Lesson((*TASK, *BASELINES), _agent("d4pg", "06")),
-    "07_rainbow": Lesson((*TASK, *BASELINES), _agent("rainbow", "07")),
-    "08_ode": Lesson((*TASK, *BASELINES), _agent("ode", "08")),
+    "05_ddpg": Lesson(TASK, _agent("ddpg", "05"), minutes=10),
+    "06_d4pg": Lesson((*TASK, *BASELINES), _agent("d4pg", "06"), minutes=6),
+    "07_rainbow": Lesson((*TASK, *BASELINES), _agent("rainbow", "07"), minutes=5),
+    "08_ode": Lesson((*TASK, *BASELINES), _agent("ode", "08"), minutes=9),
     "09_diagnostics": Lesson((*TASK, *(path for name in AGENTS for path in (
         f"policies/{name}.pt", f"runs/{name}/scalars.csv", f"runs/{name}/actions.npz"))),
         ("res/graphs.png", "res/agents.png", "res/cov.png", "res/embeddings.png")),
     "10_evaluation": Lesson((*TASK, "embeddings_content.npz", "res/results.json",
-                             *(f"policies/{name}.pt" for name in AGENTS)), ("res/calibration.png",)),
+                             *(f"policies/{name}.pt" for name in AGENTS)), ("res/calibration.png",), minutes=3.5),
     "11_ship": Lesson((*TASK, "policies/ddpg.pt"), (
         *(f"build/model/{name}" for name in ("manifest.json", "actor.onnx", "critic.onnx", "items.npz", "items.json")),
-        "res/search.png", "res/map.png")),
+        "res/search.png", "res/map.png"), minutes=1.5),
     "12_your_data": Lesson(writes=("own/events.csv", "own/catalogue.parquet", "news_sample/train/behaviors.tsv",
-                                   "news_sample/dev/behaviors.tsv")),
-    "13_beyond_one_machine": Lesson(TASK),
+                                   "news_sample/dev/behaviors.tsv"), minutes=2),
+    "13_beyond_one_machine": Lesson(TASK, minutes=4),
     "14_whole_log": Lesson((*TASK, *BASELINES, "res/results-ml-1m.json"), (
-        "policies/whole_log.pt", "cases/whole_log.csv", "res/14_whole_log.json")),
+        "policies/whole_log.pt", "cases/whole_log.csv", "res/14_whole_log.json"), minutes=7),
 }
 
 

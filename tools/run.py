@@ -110,8 +110,25 @@ def shortened(notebook: nbformat.NotebookNode, values: dict[str, str]) -> nbform
     return notebook
 
 
-def execute(notebook: nbformat.NotebookNode, on_cell: Callable[[], None], dataset: str = DEFAULT_DATASET) -> None:
-    """Run every cell in a fresh kernel of this Python in notes/, calling `on_cell` after each code cell; tidy outputs.
+class Client(NotebookClient):
+    """A client that also says how far the kernel's own progress bars are."""
+
+    on_step: Callable[[float, float], None]
+
+    def handle_comm_msg(self, outs, msg, cell_index):
+        super().handle_comm_msg(outs, msg, cell_index)
+        state = self.widget_state.get(msg["content"]["comm_id"], {})
+        if state.get("_model_name") == "FloatProgressModel" and state.get("max"):
+            self.on_step(state.get("value", 0), state["max"])
+
+
+def execute(notebook: nbformat.NotebookNode, on_cell: Callable[[], None], dataset: str = DEFAULT_DATASET,
+            on_step: Callable[[float, float], None] = lambda done, of: None) -> None:
+    """Run every cell in a fresh kernel of this Python in notes/, and tidy the outputs.
+
+    Args:
+        on_cell: called after each code cell.
+        on_step: called with (steps done, of how many) as a cell's own progress bar moves.
 
     Raises:
         CellExecutionError: for a cell that fails, or whose figure fails when it is drawn.
@@ -130,9 +147,10 @@ def execute(notebook: nbformat.NotebookNode, on_cell: Callable[[], None], datase
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True,
-                            on_cell_executed=executed, on_notebook_start=leave_ctrl_c_to_python,
-                            resources={"metadata": {"path": str(NOTES)}}, record_timing=False)
+    client = Client(notebook, timeout=None, kernel_name="python3", coalesce_streams=True,
+                    on_cell_executed=executed, on_notebook_start=leave_ctrl_c_to_python,
+                    resources={"metadata": {"path": str(NOTES)}}, record_timing=False)
+    client.on_step = on_step
     client.create_kernel_manager()
     client.km.kernel_spec_manager = KernelSpecManager(kernel_dirs=[])  # no python3 of another Python in JUPYTER_PATH
     with tempfile.TemporaryFile("w+") as words:
@@ -237,13 +255,25 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
         fetch_model()
     if stale and large and not quick:
         print("a large data set: one seed of each agent is trained, and no table has a spread over seeds")
-    bar = tqdm(total=sum(len(code_of(lessons[name])) for name in stale), unit="cell", disable=not stale,
-               bar_format="{desc:<20}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} cells [{elapsed}]")
+    minutes = {name: known / 60 if (known := record.get(name, {}).get("seconds")) else LESSONS[name].minutes
+               for name in stale}
+    bar = tqdm(total=sum(minutes.values()), disable=not stale, delay=0.01,
+               bar_format="{desc:<20}{percentage:3.0f}%|{bar}| {elapsed}, about {remaining} to go{postfix}")
+
+    def on_step(done: float, of: float) -> None:
+        bar.set_postfix_str(f"step {done:.0f} of {of:.0f}", refresh=time.time() > bar.last_print_t + 1)
+
     for name in stale:
         bar.set_description_str(name)
+        share = minutes[name] / len(code_of(lessons[name]))
+
+        def on_cell(share: float = share) -> None:
+            bar.set_postfix_str("", refresh=False)
+            bar.update(share)
+
         started = time.monotonic()
         try:
-            execute(lessons[name], bar.update, dataset)
+            execute(lessons[name], on_cell, dataset, on_step)
         except (CellExecutionError, CellTimeoutError, DeadKernelError, KeyboardInterrupt) as error:
             bar.close()
             if not isinstance(error, KeyboardInterrupt) and getattr(error, "ename", "") != "KeyboardInterrupt":

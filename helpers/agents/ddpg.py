@@ -23,7 +23,7 @@ class DDPGSettings:
     learning_rate: float = 3e-3  # of the actor; the critic learns at a third of it
     gamma: float = 0.9           # discount: a reward ten steps ahead counts a third
     tau: float = 0.01            # share of the way the targets move towards the networks, each step
-    value_weight: float = 1.0    # λ below: weight of the critic's opinion against the behaviour term
+    value_weight: float = 1.0    # λ below: weight of the critic against the behaviour term
     future: int = 3              # logged items the behaviour term looks at, the next one most
     decay: float = 0.7           # weight of each further one
     batch_size: int = 512        # transitions a step
