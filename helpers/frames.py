@@ -149,9 +149,10 @@ class Frames(torch.utils.data.Dataset):
         if seed is None and not self._as_they_came:
             return
         self._as_they_came = self._as_they_came or (self.item_idx.clone(), self.rating.clone())
-        second = (~self.tied).cumsum(0).numpy()
-        drawn = np.zeros(len(second)) if seed is None else np.random.default_rng(seed).random(len(second))
-        order = torch.as_tensor(np.lexsort((drawn, second)), device=self.device)
+        order: Tensor | slice = slice(None)
+        if seed is not None:  # seconds are numbered in their order, and what is drawn is less than 1
+            drawn = np.random.default_rng(seed).random(len(self.tied))
+            order = torch.as_tensor(np.argsort((~self.tied).cumsum(0).numpy() + drawn), device=self.device)
         for field, as_it_came in zip((self.item_idx, self.rating), self._as_they_came, strict=True):
             field.copy_(as_it_came[order])
 
