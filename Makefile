@@ -72,7 +72,7 @@ check-ray: .venv/with-ray/ready
 	RECNN_ROOT=$(CURDIR)/.test/ray PYTHONPATH=$(CURDIR)/.venv/with-ray $(PYTEST) tests/test_cluster.py
 check-data:
 	$(BIN)/python -m tools.run --copies .test/short
-	$(NBVAL) --nbval notes/0[0-4]_*.ipynb
+	$(NBVAL) --nbval notes/0[0-4]_*.ipynb docs/answers.ipynb
 $(CHECKED): check-%:
 	$(NBVAL) $(if $(FULL),--nbval notes,$(if $(filter $*,$(SHORT)),--nbval-lax .test/short,--nbval notes))/$*_*.ipynb
 check-05 check-12 check-13: check-data

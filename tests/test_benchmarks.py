@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import agents, frames, results, service, synthetic, whole_log
+from benchmarks import agents, frames, results, scale, service, synthetic, whole_log
 from helpers.datasets import read_ratings
 from helpers.files import PROJECT
 from helpers.networks import Joint
@@ -45,6 +45,11 @@ def test_a_page_shows_the_measured_table_and_the_ratios_follow_from_its_rows(nam
 def test_a_page_shows_the_rows_of_make_results(mark, table):
     rows = json.loads((PROJECT / "res" / "results.json").read_text(encoding="utf-8"))["rows"]
     assert block(mark, table(rows)) in page_of(mark).read_text(encoding="utf-8")
+
+
+def test_a_page_shows_what_whole_runs_took():
+    runs = json.loads((PROJECT / "res" / "bench_scale.json").read_text(encoding="utf-8"))["runs"]
+    assert block("sizes", scale.table(runs)) in page_of("sizes").read_text(encoding="utf-8")
 
 
 def test_a_page_shows_the_rows_of_ml_1m():

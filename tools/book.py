@@ -27,6 +27,7 @@ docs/own_data
 docs/results
 docs/speed
 docs/figures
+docs/answers
 docs/glossary
 docs/since_2019
 build/README
@@ -36,7 +37,7 @@ OPTIONS = {
     "project": "RecNN", "html_title": "RecNN", "html_theme": "furo", "html_show_sourcelink": False,
     "extensions": ["myst_nb", "sphinx_copybutton", "sphinx-mathjax-offline"], "nb_execution_mode": "off",
     "nb_merge_streams": True, "myst_enable_extensions": ["dollarmath", "deflist"], "myst_heading_anchors": 3,
-    "include_patterns": ["index.md", "notes/*.ipynb", "docs/*.md", "build/README.md"],
+    "include_patterns": ["index.md", "notes/*.ipynb", "docs/*.md", "docs/*.ipynb", "build/README.md"],
     "suppress_warnings": ["mystnb.unknown_mime_type"],  # of progress bars
 }
 
@@ -51,7 +52,7 @@ def make(place: Path = BOOK) -> int:
         else:
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(PROJECT / name, source / name)
-    for page in (*source.glob("notes/*.ipynb"), *source.glob("docs/*.md")):
+    for page in (*source.glob("notes/*.ipynb"), *source.glob("docs/*")):
         page.write_text(page.read_text(encoding="utf-8").replace("../README.md", "../index.md"), encoding="utf-8")
     with (source / "README.md").rename(source / "index.md").open("a", encoding="utf-8") as first:
         first.write(CONTENTS)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shlex
 import signal
 import sys
@@ -269,7 +270,7 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
 
         def on_cell(share: float = share) -> None:
             bar.set_postfix_str("", refresh=False)
-            bar.update(share)
+            bar.update(min(share, bar.total - bar.n))
 
         started = time.monotonic()
         try:
@@ -291,7 +292,7 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
             print(f"\nnotes/{name}.ipynb ran but did not write {', '.join(lacking)}", file=sys.stderr)
             return 1
         record[name] = {"fingerprint": prints[name], "outputs": state_of(outputs[name]),
-                        "seconds": round(time.monotonic() - started, 1)}
+                        "seconds": round(time.monotonic() - started, 1), "peak_gb": peak_gb()}
         write_json(record_path, record)
     bar.close()
     if in_place:
@@ -302,6 +303,13 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
     return 0
 
 
+def peak_gb() -> float:
+    """Return the most memory that this process, or a lesson that has ended, has held, in GB."""
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    unit = 1 << (30 if sys.platform == "darwin" else 20)  # bytes there, kilobytes elsewhere
+    return round(max(resource.getrusage(who).ru_maxrss for who in whose) / unit, 2)
+
+
 def closing_table(dataset: str, record: dict, ran: list[str]) -> str:
     """Return the table at the end of a run: seconds and artefacts of each lesson, held-out numbers of the policy."""
     lines = [f"\n{'notebook':<20}{'seconds':>9}   wrote"]
@@ -309,6 +317,10 @@ def closing_table(dataset: str, record: dict, ran: list[str]) -> str:
         wrote = ", ".join(path for path, _, _ in known["outputs"]) or "–"
         seconds = f"{known['seconds']:.0f}" if name in ran else "kept"
         lines.append(f"{name:<20}{seconds:>9}   {wrote}")
+    minutes = sum(record[name]["seconds"] for name in ran) / 60
+    if ran:
+        memory = record[ran[-1]]["peak_gb"]
+        lines += ["", f"in all {minutes:.0f} minutes; the most memory that a lesson held was {memory:.1f} GB"]
     table = held_out_numbers(res_dir(dataset))
     if len(table):
         lines += ["", f"{dataset}: each user's last interaction, ranked among the whole catalogue",
