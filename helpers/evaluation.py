@@ -1,7 +1,7 @@
 """Hold out, rank the whole catalogue, compare with recommenders people would use instead."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from helpers.datasets import in_order
 from helpers.files import DataError, replacing
 from helpers.frames import Frames, reward_of, rows_of
 from helpers.recommenders import Recommender
+from helpers.tables import in_order
 
 
 class Split(NamedTuple):
@@ -28,25 +28,20 @@ class Split(NamedTuple):
 def split_last(ratings: pd.DataFrame, n_test: int = 1, n_valid: int = 1) -> Split:
     """Hold out the last `n_test` ratings of each user as test, the `n_valid` before them as validation.
 
-    A user with too few ratings to leave one for training stays in training altogether.
-
-    Where ratings share their second (half of ML-100K) "last" is the order of the file, which is
-    arbitrary: for 44 % of its users the validation and the test item could be swapped.
+    A user with too few ratings to leave one for training stays in training; DataError if that is everybody. Where
+    ratings share their second (half of ML-100K) "last" is the order of the file, which is arbitrary.
 
     >>> log = pd.DataFrame({"user_id": [1, 1, 1, 1, 2, 2], "item_id": [7, 8, 9, 5, 8, 7], "timestamp": range(6)})
     >>> [part["item_id"].tolist() for part in split_last(log)]
     [[7, 8, 8, 7], [9], [5]]
-
-    Raises:
-        DataError: if nobody has enough ratings.
     """
     ratings = in_order(ratings)
     from_end = ratings.groupby("user_id").cumcount(ascending=False)
     enough = ratings.groupby("user_id")["item_id"].transform("size") > n_test + n_valid
     if not enough.any():
         raise DataError(f"no user has more than {n_test + n_valid} ratings: nothing can be held out")
-    test, valid = enough & (from_end < n_test), enough & (from_end >= n_test) & (from_end < n_test + n_valid)
-    return Split(*(ratings[mask].reset_index(drop=True) for mask in (~test & ~valid, valid, test)))
+    held_out, test = enough & (from_end < n_test + n_valid), enough & (from_end < n_test)
+    return Split(*(ratings[mask].reset_index(drop=True) for mask in (~held_out, held_out & ~test, test)))
 
 
 def together(*parts: pd.DataFrame) -> pd.DataFrame:
@@ -58,10 +53,7 @@ def split_time(ratings: pd.DataFrame, share: float = 0.1, at_least: int = 10) ->
     """Cut the log at one moment for all: (the ratings before it, what was rated after it).
 
     The last `share` of all ratings come after. Of these, only users with `at_least` earlier ratings are kept, and
-    only films they had not rated before.
-
-    Raises:
-        DataError: if nothing is left after the moment.
+    only films they had not rated before; DataError if nothing is.
     """
     ratings = in_order(ratings)
     moment = ratings["timestamp"].sort_values(kind="stable").iloc[int((1 - share) * len(ratings))]
@@ -77,10 +69,7 @@ def split_time(ratings: pd.DataFrame, share: float = 0.1, at_least: int = 10) ->
 
 
 def rolling_cases(before: pd.DataFrame, held_out: pd.DataFrame) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
-    """Return (ratings up to then, cases) for the first, second, … held-out rating of each user.
-
-    Each case is so predicted from the true history before it.
-    """
+    """Return (all ratings before, cases) for the first, second, … held-out rating of each user."""
     held_out = in_order(held_out)
     position = held_out.groupby("user_id").cumcount()
     return [(together(before, held_out[position < k]), held_out[position == k].reset_index(drop=True))
@@ -95,34 +84,36 @@ def mask_seen(scores: Tensor, history: Frames, user_ids: np.ndarray) -> Tensor:
     return scores
 
 
+@torch.no_grad()
+def _unseen_scores(recommend: Recommender, history: Frames, user_ids: np.ndarray,
+                   batch_size: int | None = None) -> Iterator[Tensor]:
+    """Yield the scores (U, n_items) of what users have not seen: of 1,024, or of as many as have 2²⁵ (134 MB)."""
+    batch_size = batch_size or max(1, min(1024, (1 << 25) // len(history.item_ids)))
+    for first in range(0, len(user_ids), batch_size):
+        some = user_ids[first:first + batch_size]
+        yield mask_seen(recommend(history, some), history, some)
+
+
 @cache
 def _say_once(sentence: str) -> None:
     warnings.warn(sentence, stacklevel=3)
 
 
-def _at_once(history: Frames) -> int:
-    """Return for how many users to score a catalogue at once: 1,024, or as many as 2²⁵ scores (134 MB) are."""
-    return max(1, min(1024, (1 << 25) // len(history.item_ids)))
-
-
 def rank_held_out(recommend: Recommender, history: Frames, held_out: pd.DataFrame,
                   batch_size: int | None = None) -> pd.DataFrame:
-    """Rank each held-out item among the whole catalogue less what the user has seen.
+    """Rank each held-out item among what the user has not seen: `held_out` with `rank`, 1 the best.
 
-    Returns:
-        `held_out` with `rank` (1 is best). Ties count against the method, and so does a NaN score. An item
-        that is in the user's history too is masked like any seen item, and so never found: how many such cases
-        there are is said in a warning.
+    Ties count against the method, and so does a NaN score. An item that is in the user's history too is masked like
+    any seen item, and so never found: how many such cases there are is said in a warning.
     """
     if held_out.empty:
         raise DataError("nothing is held out: there is no case to rank")
-    batch_size = batch_size or _at_once(history)
-    target, ranks, n_repeats = torch.as_tensor(rows_of(held_out["item_id"], history.item_ids)).long(), [], 0
-    for first in range(0, len(held_out), batch_size):
-        user_ids = held_out["user_id"].to_numpy()[first:first + batch_size]
-        with torch.no_grad():
-            scores = mask_seen(recommend(history, user_ids), history, user_ids).cpu()
-        own = scores.gather(1, target[first:first + batch_size, None])
+    target = torch.as_tensor(rows_of(held_out["item_id"], history.item_ids)).long()[:, None]
+    ranks, n_repeats, first = [], 0, 0
+    for scores in _unseen_scores(recommend, history, held_out["user_id"].to_numpy(), batch_size):
+        scores = scores.cpu()
+        own = scores.gather(1, target[first:first + len(scores)])
+        first += len(scores)
         ranks.append((~(scores < own)).sum(dim=1).numpy())
         n_repeats += int((own == -torch.inf).sum())
     if n_repeats and len(held_out) > 1:
@@ -152,9 +143,8 @@ def user_metrics(ranked: pd.DataFrame, k: int = 10, relevant: float | None = Non
     """Return one row a user, by user_id: the mean of `case_metrics` over the user's cases.
 
     With `relevant` a user's rows are one case, a slate that may hit several films: those rated that much or more are
-    relevant, and users without any are left out. NDCG@k is the discounted sum over its hits, divided by that of the
-    best slate; HR@k is 1 if there is a hit; MRR is of the first relevant film; reward@k is the sum of 2·(rating − 2.5)
-    over all films of the slate that the user went on to rate, relevant or not.
+    relevant, and users without any are left out. NDCG@k is the discounted sum over the hits by that of the best slate;
+    HR@k is 1 if there is a hit; MRR is of the first; reward@k is summed over all films of the slate, relevant or not.
     """
     cases = case_metrics(ranked, k).assign(user_id=ranked["user_id"].to_numpy())
     if relevant is None:
@@ -170,18 +160,12 @@ def slates_of(recommend: Recommender, history: Frames, user_ids: np.ndarray, k: 
               batch_size: int | None = None) -> np.ndarray:
     """Return (U, k) rows of the item matrix: the best-scored unseen items of each user, −1 where none is left.
 
-    An item whose score is NaN or −inf is never on a slate.
-
-    Raises:
-        DataError: for a slate longer than the catalogue.
+    An item whose score is NaN or −inf is never on a slate. DataError: a slate longer than the catalogue.
     """
     if k > len(history.item_ids):
         raise DataError(f"a slate of {k} items is asked of a catalogue of {len(history.item_ids)}")
-    slates, batch_size = [], batch_size or _at_once(history)
-    for first in range(0, len(user_ids), batch_size):
-        some = user_ids[first:first + batch_size]
-        with torch.no_grad():
-            scores = mask_seen(recommend(history, some), history, some)
+    slates = []
+    for scores in _unseen_scores(recommend, history, user_ids, batch_size):
         score, row = torch.where(scores.isnan(), -torch.inf, scores).topk(k)
         slates.append(torch.where(score == -torch.inf, -1, row).cpu().numpy())
     return np.concatenate(slates)
@@ -227,9 +211,8 @@ def compare(models: dict[str, list[Recommender]], history: Frames,
             held_out: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     """Judge models, each given as one recommender a seed, by what was held out.
 
-    Returns:
-        (table with one row a model: means, spread of NDCG@10 over seeds, bootstrap interval over cases;
-        {model: `case_metrics` averaged over its seeds}).
+    Returns (one row a model: means, spread of NDCG@10 over seeds, bootstrap interval over cases; {model: `case_metrics`
+    averaged over its seeds}).
     """
     cases, rows = {}, []
     for name, seeds in models.items():
@@ -269,10 +252,7 @@ def read_cases(path: Path) -> dict[str, pd.DataFrame]:
 
 
 def observed_returns(frames: Frames, gamma: float) -> tuple[Tensor, Tensor]:
-    """Return what each transition's user really gave from there on: (Σ γᵏ·rₖ to the log's end (n,), steps summed (n,)).
-
-    Every sum lies in [−4, 5] / (1 − γ).
-    """
+    """Return what each transition's user really gave from there on: (Σ γᵏ·rₖ to the log's end (n,), steps (n,))."""
     start, rating, is_last = (field.cpu().numpy() for field in (frames.start, frames.rating, frames.is_last))
     total, left = np.zeros(len(rating)), np.zeros(len(rating), np.int64)
     for row in reversed(range(len(rating))):
@@ -285,16 +265,14 @@ def observed_returns(frames: Frames, gamma: float) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def calibration(value: Callable[[Tensor, Tensor], Tensor], frames: Frames, gamma: float, at_least: int = 30,
-                          choose: Callable[[Tensor], Tensor] | None = None) -> pd.DataFrame:
-    """Return what a critic promises for logged actions beside what their users really gave from there on.
+                choose: Callable[[Tensor], Tensor] | None = None) -> pd.DataFrame:
+    """Return what a critic promises for logged actions, `promised`, beside what users really gave, `observed`.
+
+    One row a transition with `at_least` steps to come: 0.9 to the power of 30 is 4 %.
 
     Args:
         value: state (B, …), action (B, E) → (B, 1).
-        at_least: steps still to come for a return to count as observed: 0.9 to the power of 30 is 4 %.
         choose: state → action (B, E) of the policy's own, for a column `own` with its promise.
-
-    Returns:
-        `promised`, `observed` (and `own`), indexed by transition.
     """
     observed, left = observed_returns(frames, gamma)
     index = torch.nonzero(left >= at_least)[:, 0]

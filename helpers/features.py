@@ -14,9 +14,9 @@ from scipy import sparse
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.preprocessing import StandardScaler, normalize
 
-from helpers.datasets import in_order
 from helpers.files import DataError, need, replacing, shown, write_json
 from helpers.frames import rows_of
+from helpers.tables import in_order
 
 LISTS = ("genres", "production_companies", "production_countries", "spoken_languages")
 FACTS = ("release_year", "runtime", "budget", "revenue")
@@ -47,11 +47,7 @@ def write_infos(path: Path, infos: dict[int, dict]) -> None:
 
 
 def read_infos(path: Path) -> dict[int, dict]:
-    """Read `infos.json` back, with integer item ids.
-
-    Raises:
-        DataError: if the file is damaged or a film lacks a field of the schema.
-    """
+    """Read `infos.json` back, with integer item ids; DataError if it is damaged or a film lacks a field."""
     try:
         infos = {int(key): info for key, info in json.loads(Path(path).read_text(encoding="utf-8")).items()}
     except (AttributeError, ValueError) as error:
@@ -110,10 +106,8 @@ def svd(matrix: np.ndarray | sparse.spmatrix, n: int, seed: int = 0) -> np.ndarr
 def co_ratings(ratings: pd.DataFrame, item_ids: np.ndarray, window: int = 5) -> sparse.csr_matrix:
     """Return the positive pointwise mutual information of items rated within `window` steps of a user.
 
-    `ratings` must be the training part alone. The result is (n_items, n_items), symmetric, rows in the order of
-    `item_ids`; that of an item without ratings is empty.
-    Source: Levy & Goldberg 2014, "Neural Word Embedding as Implicit Matrix Factorization", eq. 10–11, with users for
-    sentences and items for words.
+    `ratings` must be the training part alone. The result is (n_items, n_items), symmetric, rows as `item_ids`; that of
+    an item without ratings is empty. Source: Levy & Goldberg 2014, eq. 10–11, users for sentences, items for words.
     """
     n, ratings = len(item_ids), in_order(ratings)
     index, users = rows_of(ratings["item_id"], item_ids), ratings["user_id"].to_numpy()
@@ -228,9 +222,7 @@ def write_item_matrix(path: Path, ids: np.ndarray, matrix: np.ndarray) -> None:
 def read_item_matrix(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read `embeddings.npz` back as (ids, matrix).
 
-    Raises:
-        FileNotFoundError: if there is none.
-        DataError: if the file is damaged, or ids and rows do not pair.
+    FileNotFoundError: there is none. DataError: it is damaged, or ids and rows do not pair.
     """
     need(path, "03_pca")
     try:

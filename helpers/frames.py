@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from helpers.datasets import in_order
 from helpers.fast import Pool, fill
 from helpers.files import DataError, need, replacing, shown
+from helpers.tables import in_order
 
 GROUP = 1 << 21  # transitions shuffled together, in the cache
 ROWS = 4096      # of a static file, written or read together
@@ -143,8 +143,8 @@ class Frames(torch.utils.data.Dataset):
     def shuffle_ties(self, seed: int | None) -> None:
         """Put ratings that share a user and a second in another order, the same for a seed; None: as they came.
 
-        That order is arbitrary (in ML-100K half of the ratings share their second), so any is as true as the file's.
-        The transitions keep their numbers and change what they hold. To go back, 8 bytes a rating are kept.
+        In ML-100K half of the ratings share their second, and any order of them is as true as the file's. Transitions
+        keep their numbers and change what they hold.
         """
         if seed is None and not self._as_they_came:
             return
@@ -173,8 +173,7 @@ class Frames(torch.utils.data.Dataset):
     def sample(self, batch_size: int, shuffle: bool = True, seed: int = 0) -> Iterator[Tensor]:
         """Yield index batches (≤ batch_size,) that cover every transition once; the same for a seed.
 
-        Each transition draws a group, and the groups are shuffled one by one: every order is as likely. (Rao 1961 and
-        Sandelius 1962, "A simple randomization procedure".)
+        Each transition draws a group, and the groups are shuffled one by one: every order is as likely (Rao 1961).
         """
         order = torch.arange(len(self))
         if shuffle:
@@ -242,7 +241,7 @@ def gaps(state: Tensor, frame_size: int, embed_size: int) -> Tensor:
 
 
 def to_autocast(t: Transition) -> Transition:
-    """Return a batch as matrices are multiplied: under bfloat16 autocast, its vectors are converted once for all."""
+    """Return a batch whose vectors are in the type of autocast, if that is on: converted once for all."""
     kind = t.state.device.type
     if not torch.is_autocast_enabled(kind):
         return t
@@ -254,9 +253,8 @@ def write_static(path: Path, frames: Frames, source: str, seed: int | None = Non
                  smallest: bool = False) -> None:
     """Write every transition to HDF5, in order of users and time, or shuffled when a seed is given.
 
-    A chunk holds whole rows: the ten copies of each embedding in neighbouring rows then lie side by side, and the
-    compression removes them. (Shuffled rows share nothing, so such a file is several times as large.) Each chunk
-    carries a checksum. `f[key][i*n:(i+1)*n]` reads the file with plain h5py (after `import hdf5plugin`).
+    A chunk holds whole rows, with a checksum: the ten copies of each embedding in neighbouring rows then lie side by
+    side, and compression removes them, unless rows are shuffled. After `import hdf5plugin`, plain h5py reads the file.
 
     Args:
         source: what the ratings are, kept as an attribute.
@@ -312,11 +310,10 @@ def open_static(path: Path) -> h5py.File:
     except OSError as error:
         raise DataError(f"{shown(path)} cannot be read ({error}): if another program writes it, close it there; if it "
                         f"is damaged, delete it and run notes/04_static_dataset.ipynb") from error
-    lengths, attributes = {name: len(file[name]) for name in FIELDS if name in file}, sorted(file.attrs)
-    if len(lengths) < len(FIELDS) or len(set(lengths.values())) > 1 or not {"frame_size", "hash"} <= set(attributes):
+    if not {*FIELDS, "frame_size", "hash"} <= {*file, *file.attrs} or len({len(file[name]) for name in FIELDS}) > 1:
         file.close()
-        raise DataError(f"{shown(path)} has the rows {lengths} and says its {attributes}, where {', '.join(FIELDS)} of "
-                        f"one length, frame_size and hash are wanted: delete it and run notes/04_static_dataset.ipynb")
+        raise DataError(f"{shown(path)} has not what we write: {', '.join(FIELDS)} of one length, frame_size and hash "
+                        f"are wanted; delete it and run notes/04_static_dataset.ipynb")
     return file
 
 

@@ -70,14 +70,11 @@ def read_log(folder: Path) -> tuple[pd.DataFrame, dict[str, dict[int, np.ndarray
 
 
 def autocast(device: str | torch.device, bf16: bool = True) -> torch.autocast:
-    """Let matrices be multiplied in bfloat16 where the processor does that faster; weights stay float32.
-
-    Without autocast's cache of converted weights: within one update the optimiser changes them.
-    """
+    """Let matrices be multiplied in bfloat16 where the processor does that faster; weights stay float32."""
     kind = torch.device(device).type
     fast = torch.cuda.is_bf16_supported() if kind == "cuda" else \
         torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.autocast(kind, torch.bfloat16, enabled=bf16 and fast, cache_enabled=False)
+    return torch.autocast(kind, torch.bfloat16, enabled=bf16 and fast, cache_enabled=False)  # an update changes weights
 
 
 def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[str, Any], *, batch_size: int,
@@ -92,7 +89,7 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
         parts: networks, optimisers and the like by name (anything with `state_dict` and `load_state_dict`).
         watch: step → further numbers to log, asked at every logged step.
         log_every: steps between two logged rows; the first and the last step have one too.
-        safe_every: least steps between two copies of `parts` in memory, to go back to if training fails.
+        safe_every: least steps between two copies of `parts`, to go back to if training fails.
         sample: batch_size → what is handed to `update`; by default each transition once an epoch, shuffled.
         shuffle_ties: with every pass over the log, put ratings of one second in another order (see `Frames`).
         limit: no logged number may be larger; rewards of −4 … 5 discounted by 0.99 make returns of at most 500.
@@ -100,9 +97,8 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
         start: a copy to go on from, to the same end as if training had never stopped; None begins at step 1.
         keep: is given every copy, {"step", "rows", "parts"}; there is one of the last step.
 
-    Raises:
-        TrainingError: if a number or weight is not finite, a number grows beyond `limit`, or `update` or `watch`
-            raises ValueError; `parts` are as in their last copy.
+    TrainingError: a number or weight is not finite, a number grows beyond `limit`, or `update` or `watch` raises
+    ValueError; `parts` are as in their last copy.
     """
     if start is not None:
         restore(parts, start["parts"])
@@ -169,10 +165,7 @@ def restore(parts: dict[str, Any], state: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def watch_policy(policies: dict[str, nn.Module], state: Tensor, items: Tensor) -> dict[str, float]:
-    """Return statistics of proto-actions for state (B, …), over states: of each policy by name, in eval mode.
-
-    And how far the last one's proto-action and mean item are from the nearest item.
-    """
+    """Return statistics of each policy's proto-actions for state (B, …), and how far the last one's are from items."""
     numbers = {"items/length": items.norm(dim=1).mean()}
     for name, policy in policies.items():
         was_training = policy.training
@@ -223,8 +216,7 @@ def save_policy(path: Path, actor: nn.Module, parts: dict[str, Any], **meta: Any
 def load_policy(path: Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict]:
     """Return (policy in eval mode, the whole file: network, config, weights, parts, meta).
 
-    Raises:
-        DataError: if the file is damaged, holds anything but tensors, numbers and text, or is of an earlier version.
+    DataError: the file is damaged, holds anything but tensors, numbers and text, or is of an earlier version.
     """
     try:
         saved = torch.load(path, map_location=device, weights_only=True)

@@ -221,7 +221,7 @@ def test_outputs_are_tidied_of_progress_bars(monkeypatch, tmp_path):
 
 
 def test_a_lesson_depends_on_the_helpers_it_imports_and_on_theirs():
-    assert names_of("from helpers.frames import Frames") == {"frames", "fast", "datasets", "files"}
+    assert names_of("from helpers.frames import Frames") == {"frames", "fast", "tables", "files"}
     assert {"films", "tmdb"} <= names_of("from helpers.extra import films")
     assert {"diagnostics", "networks"} <= names_of("from helpers.agents.diagnostics import critic_of")
     assert names_of("import numpy") == set()

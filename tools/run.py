@@ -262,7 +262,7 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
                bar_format="{desc:<20}{percentage:3.0f}%|{bar}| {elapsed}, about {remaining} to go{postfix}")
 
     def on_step(done: float, of: float) -> None:
-        bar.set_postfix_str(f"step {done:.0f} of {of:.0f}", refresh=time.time() > bar.last_print_t + 1)
+        bar.set_postfix_str(f"step {done:.0f} of {of:.0f}", refresh=sys.stderr.isatty())
 
     for name in stale:
         bar.set_description_str(name)
