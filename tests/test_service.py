@@ -1,13 +1,11 @@
 """The service in a process of its own, asked over HTTP, and the recommender that it holds."""
 
 import concurrent.futures
-import http.client
 import json
 import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.service import answer, flat, free_port, ratios, service, write_model
+from benchmarks.service import free_port, service, write_model
 from helpers.agents import ship
 from helpers.files import PROJECT
 from helpers.frames import Frames, flatten
@@ -197,17 +195,13 @@ def test_what_has_no_number_is_never_recommended_and_never_sent(recommender, wri
     nobody = np.isin(IDS, [4, 50, 99])
     matrix = np.where(nobody[:, None], [[np.nan], [np.inf], [-np.inf]] * 40, written[3])
     model = recommender.Recommender(with_arrays(copied, matrix=matrix))
-    asks = [model.ask([(item, 4.0)], k=100, beta=beta, exclude=range(31, 51)) for item in (1, 2)]
-    for one in model.recommend(asks):
-        assert len(one["slate"]) == 97 and not {4, 50, 99} & set(of(one))
-        assert "score for 97 of the items left" in one["note"] and json.dumps(one, allow_nan=False)
-
     true = model.critic
     model.critic = SimpleNamespace(run=lambda *request: [
         np.where(np.arange(values.shape[1]) % 2, values, np.nan) for values in true.run(*request)])
-    one = model.recommend(asks)[0]
-    assert of(one, "value").count(None) in (48, 49) and json.dumps(one, allow_nan=False)
-    assert of(one, "score") == sorted(of(one, "score"), reverse=True)
+    for one in model.recommend([model.ask([(i, 4.0)], k=100, beta=beta, exclude=range(31, 51)) for i in (1, 2)]):
+        assert len(one["slate"]) == 97 and not {4, 50, 99} & set(of(one))
+        assert "score for 97 of the items left" in one["note"] and json.dumps(one, allow_nan=False)
+        assert of(one, "value").count(None) in (48, 49)
 
     nowhere = np.full((EMBED_SIZE, EMBED_SIZE), np.nan)
     model = recommender.Recommender(with_arrays(copied, user_history=nowhere))
@@ -217,10 +211,9 @@ def test_what_has_no_number_is_never_recommended_and_never_sent(recommender, wri
 
 
 @pytest.mark.parametrize(("text", "titles"), [
-    ("amelie", {"Amélie"}), ("AMÉ", {"Amélie"}), ("prof leon", {"Léon: The Professional"}), ("story t", {"Toy Story"}),
-    ("schindlers", {"Schindler's List"}), ("schindler’s li", {"Schindler's List"}), ("aevin", {"Ævintýri"}),
-    ("mélie", set()), ("toy boot", set()), ("1953", {"Schindler's List", "Léon: The Professional"}),
-    ("", set(TITLES)), (" ?! ", set(TITLES))])
+    ("AMÉ", {"Amélie"}), ("prof leon", {"Léon: The Professional"}), ("schindler’s li", {"Schindler's List"}),
+    ("aevin", {"Ævintýri"}), ("mélie", set()), ("toy boot", set()),
+    ("1953", {"Schindler's List", "Léon: The Professional"}), (" ?! ", set(TITLES))])
 def test_items_are_found_by_the_beginnings_of_their_words_most_rated_first(client, text, titles):
     items = client.get("/items", params={"q": text, "limit": 100}).json()["items"]
     assert {item["title"].rsplit(" (", 1)[0] for item in items} == titles
@@ -274,20 +267,16 @@ def empty(more: str) -> str:
 FINE = '{"item_id": 1, "rating": 4}'
 REFUSED = [
     (rated("999"), "999 is not in the catalogue of 120"), (empty('"exclude": [-1, 0]'), "-1, 0 are not in the"),
-    (rated("1" + "0" * 4000), "not in the catalogue"), (rated("1" + "0" * 9000), "no JSON that can be read"),
-    (rated("1", "3.3"), "history[0].rating: Input should be a multiple"), (rated("1", "5.5"), "should be less"),
-    (rated("1", "0"), "should be greater"), (rated("1", "NaN"), "should be a finite"),
-    (rated("1", "1e999"), "should be a finite"), (rated("1", '"4"'), "history[0].rating: Input should be a valid"),
-    (rated("1", "true"), "should be a valid"), (rated("true"), "history[0].item_id: ids are whole"),
-    (rated('"1"'), "item_id: ids are whole numbers here, such as 1"), (empty('"exclude": ["<b>"]'), "exclude[0]: ids"),
+    (rated("1" + "0" * 4000), "not in the catalogue"), (rated("1", "3.3"), "history[0].rating: Input should be a mul"),
+    (rated("1", "5.5"), "should be less"), (rated("1", "0"), "should be greater"),
+    (rated("1", "NaN"), "should be a finite"), (rated("1", '"4"'), "history[0].rating: Input should be a valid"),
+    (rated("true"), "history[0].item_id: ids are whole"), (rated('"1"'), "item_id: ids are whole numbers here, such"),
     ('{"history": [{"item_id": 1}]}', "history[0].rating: Field required"), ("{}", "history: Field required"),
-    (empty('"exlude": []'), "exlude: Extra inputs"), (empty('"k": 0'), "k: Input should be greater"),
-    (empty('"k": 101'), "k: Input should be less"), (empty('"k": true'), "k: Input should be a valid integer"),
+    (empty('"exlude": []'), "exlude: Extra inputs"), (empty('"k": 101'), "k: Input should be less"),
     (empty('"k": 2.5'), "k: Input should be a valid integer"), (empty('"beta": -1'), "beta: Input should be greater"),
-    (empty('"beta": 10.1'), "beta: Input should be less"), (empty('"beta": NaN'), "beta: Input should be a finite"),
     (f'{{"history": [{",".join([FINE] * 1001)}]}}', "history: List should have at most 1000"),
     (empty(f'"exclude": [{",".join(["1"] * 10_001)}]'), "exclude: List should have at most 10000"),
-    ('{"history": [', "no JSON: Expecting value at character 13"), ("", "no JSON object"), ("[]", "no JSON object"),
+    ('{"history": [', "no JSON: Expecting value at character 13"), ("[]", "no JSON object"),
     ("[" * 60_000, "no JSON that can be read"), (b'{"history": "\xff\xfe"}', "no JSON that can be read"),
     (empty(r'"\ud800": "\udfff"'), "no JSON")]
 
@@ -301,8 +290,8 @@ def test_what_cannot_be_served_is_refused_with_a_sentence(client, body, words):
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [
-    ("GET", "/items?limit=0", 422), ("GET", "/items?limit=101", 422), ("GET", f"/items?q={'a' * 201}", 422),
-    ("GET", "/recommend", 405), ("POST", "/items", 405), ("GET", "/recommend/", 404), ("GET", "/../service.py", 404)])
+    ("GET", "/items?limit=101", 422), ("GET", f"/items?q={'a' * 201}", 422), ("GET", "/recommend", 405),
+    ("GET", "/../service.py", 404)])
 def test_searches_are_bounded_and_what_is_not_there_is_said_in_a_sentence(client, method, path, status):
     response = client.request(method, path)
     assert response.status_code == status and "/docs" in response.json()["detail"]
@@ -337,14 +326,12 @@ UNFIT = "holds no model that fits its manifest"
 @pytest.mark.parametrize(("damage", "words"), [
     (shutil.rmtree, "manifest.json is not there"),
     (lambda folder: (folder / "critic.onnx").unlink(), "critic.onnx is not there"),
-    (lambda folder: (shutil.rmtree(folder), folder.write_text("")), "cannot be read (Not a dir"),
-    (damaged("actor.onnx"), "actor.onnx is not the file"), (damaged("items.npz"), "items.npz is not the file"),
+    (damaged("actor.onnx"), "actor.onnx is not the file"),
     (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json is no manifest"),
     (lambda folder: (folder / "manifest.json").write_text("[1]"), "manifest.json is no manifest"),
     (manifest(format=2), "is of format 2"), (manifest(files={}), "lists no actor.onnx"),
     (manifest(critic={"beta": 0.0}), UNFIT), (manifest(rating={"low": 1, "high": 5}), UNFIT),
-    (manifest(liking={"beta": "much", "noise": 1.0, "damping": 5.0}), UNFIT), (manifest(n_items=5), UNFIT),
-    (manifest(frame_size=9), UNFIT), (manifest(map={"norm": float("nan")}), UNFIT),
+    (manifest(n_items=5), UNFIT), (manifest(frame_size=9), UNFIT), (manifest(map={"norm": float("nan")}), UNFIT),
     (lambda folder: with_arrays(folder, matrix=np.array([{"a": 1}], dtype=object)), "allow_pickle")])
 def test_a_model_that_is_not_whole_is_refused_in_a_sentence(recommender, copied, damage, words):
     damage(copied)
@@ -361,23 +348,6 @@ def test_the_service_says_it_at_the_start_and_ends(copied, damage, batch):
                            capture_output=True)
     assert ended.returncode not in (0, None) and "Traceback" not in ended.stderr + ended.stdout
     assert ended.stderr.startswith("The service cannot start: ") and ended.stderr.count("\n") == 1
-
-
-def test_killed_while_it_answers_and_started_again_it_answers_the_same(written):
-    port, body = free_port(), json.dumps({"history": history(1, 2, 3), "k": 100}).encode()
-
-    def ask_on() -> None:
-        while True:
-            answer(port, body)
-
-    with service(written[0], port) as process, concurrent.futures.ThreadPoolExecutor(4) as pool:
-        before = answer(port, body)
-        asking = [pool.submit(ask_on) for _ in range(4)]
-        time.sleep(0.3)
-        process.kill()
-        assert all(isinstance(future.exception(timeout=30), OSError | http.client.HTTPException) for future in asking)
-    with service(written[0], port):
-        assert answer(port, body) == before
 
 
 def test_the_folder_runs_alone_and_ids_may_be_words(written, tmp_path):
@@ -422,9 +392,3 @@ def test_the_service_keeps_to_its_own_description(client, tmp_path):
                            cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, "\n".join(line[:300] for line in ended.stdout.splitlines()) + ended.stderr
     assert "Tested: 5\n" in ended.stdout
-
-
-def test_the_measured_ratios_follow_from_their_rows_and_no_request_failed():
-    result = json.loads((PROJECT / "res" / "bench_service.json").read_text(encoding="utf-8"))
-    assert ratios(result["rows"]) == result["ratios"] and set(result["ratios"]) == {"1", "16", "64"}
-    assert not any(row["errors"] for row in [*result["rows"], result["soak"]]) and flat(result["memory_mb"])
