@@ -67,6 +67,23 @@ def popularity(train: pd.DataFrame) -> Recommender:
     return recommend
 
 
+_counted: list = []  # the training part that `rated_together` was asked last, and its answer
+
+
+def rated_together(train: pd.DataFrame, item_ids: np.ndarray, most: int) -> tuple[np.ndarray, Tensor]:
+    """Return (rows of the `most` popular items (m,), how many users rated each two of them (m, m)).
+
+    The last answer is kept, for several ridges are tried of one training part, and to count one of 20 million ratings
+    takes minutes.
+    """
+    if not _counted or _counted[0] is not train or _counted[1] is not item_ids or _counted[2] != most:
+        popular = train["item_id"].value_counts().index
+        kept = np.sort(rows_of(popular[:most], item_ids))
+        rated = user_item(train[train["item_id"].isin(item_ids[kept])], item_ids[kept])
+        _counted[:] = [train, item_ids, most, (kept, torch.as_tensor((rated @ rated.T).toarray()))]
+    return _counted[3]
+
+
 def fit_ease(train: pd.DataFrame, item_ids: np.ndarray, ridge: float, most: int = 10_000) -> tuple[Tensor, Tensor]:
     """Fit EASE on the training part: (rows of the item matrix that take part (m,), weights (m, m)).
 
@@ -74,12 +91,10 @@ def fit_ease(train: pd.DataFrame, item_ids: np.ndarray, ridge: float, most: int 
 
     Source: Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data", eq. 8.
     """
-    popular = train["item_id"].value_counts().index
-    if len(popular) > most:
-        warnings.warn(f"EASE is of the {most:,} most rated of {len(popular):,} items: the others score 0", stacklevel=2)
-    kept = np.sort(rows_of(popular[:most], item_ids))
-    rated = user_item(train[train["item_id"].isin(item_ids[kept])], item_ids[kept])
-    inverse = torch.linalg.inv(torch.as_tensor((rated @ rated.T).toarray()) + ridge * torch.eye(len(kept)))
+    if (n_rated := train["item_id"].nunique()) > most:
+        warnings.warn(f"EASE is of the {most:,} most rated of {n_rated:,} items: the others score 0", stacklevel=2)
+    kept, together = rated_together(train, item_ids, most)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(together + ridge * torch.eye(len(kept))))
     weights = -inverse / inverse.diagonal()
     return torch.as_tensor(kept), weights.fill_diagonal_(0)
 
