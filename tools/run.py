@@ -67,11 +67,7 @@ def modules_of(sources: list[str], found: set[Path] | None = None) -> set[Path]:
 
 
 def fingerprint(notebook: nbformat.NotebookNode, upstream: list[str], source: str, given: list[Path] = ()) -> str:
-    """Return a hash of all a lesson depends on: its code, its helpers, the versions, the data, the lessons before.
-
-    Args:
-        given: files it reads that no lesson writes.
-    """
+    """Return a hash of all a lesson depends on; `given` are the files it reads that no lesson writes."""
     code = code_of(notebook)
     pins = (PROJECT / "requirements.txt").read_text(encoding="utf-8")
     if any("cluster.connected" in cell for cell in code):  # Ray may come later, or WORKERS change
@@ -131,9 +127,7 @@ def execute(notebook: nbformat.NotebookNode, on_cell: Callable[[], None], datase
         on_cell: called after each code cell.
         on_step: called with (steps done, of how many) as a cell's own progress bar moves.
 
-    Raises:
-        CellExecutionError: for a cell that fails, or whose figure fails when it is drawn.
-        DeadKernelError: for a kernel that dies, with its own last words.
+    CellExecutionError: a cell, or a figure that it draws, fails. DeadKernelError: the kernel dies; with its last words.
     """
     def executed(cell, cell_index, execute_reply):
         on_cell()
@@ -185,11 +179,7 @@ def explain(name: str, notebook: nbformat.NotebookNode, error: Exception) -> str
 
 
 def look_over(raw: Path) -> list[str]:
-    """Read the tables of a raw folder, and return in sentences what is taken for granted of them.
-
-    Raises:
-        DataError: with every reason why the lessons cannot work with them.
-    """
+    """Return in sentences what is taken for granted of a folder's tables; DataError: all that is wrong with them."""
     read, reasons = [], []
     for reader in (read_ratings, read_items, read_links):
         try:
@@ -215,11 +205,7 @@ def look_over(raw: Path) -> list[str]:
 
 def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: bool = False,
         quick: bool = False) -> int:
-    """Run what is not up to date, show one progress bar and a closing table; return the exit code.
-
-    Raises:
-        DataError, OSError: saying what is wrong.
-    """
+    """Run what is not up to date, show one progress bar and a closing table; return the exit code."""
     if os.environ.get("RECNN_WORKERS") or os.environ.get("RAY_ADDRESS"):  # asked for several workers, which take Ray
         from helpers.extra import cluster  # with PyTorch behind it, so only when needed
         cluster.chosen_workers(), cluster.ray()

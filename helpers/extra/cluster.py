@@ -57,8 +57,8 @@ def chosen_workers() -> int:
 def connected(n_nodes: int, store: int = 256 << 20) -> Iterator[ModuleType]:
     """Yield Ray, connected to the cluster at RAY_ADDRESS, or to one of `n_nodes` made here and ended with the block.
 
-    A node made here has one core and an object store of `store` bytes: the same protocols as between machines, and
-    no more speed than this machine has. DataError if Ray is not installed, or no cluster answers at RAY_ADDRESS.
+    A node made here has one core and an object store of `store` bytes. DataError if Ray is not installed, or no
+    cluster answers at RAY_ADDRESS.
     """
     engine, local = ray(), None
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -92,20 +92,17 @@ def shard_of(user_ids: np.ndarray, n_shards: int) -> np.ndarray:
 
 
 def in_order(log: pa.Table) -> pa.Table:
-    """Return ratings by user and time; within a second by `place` if there is one, else by item and stars."""
+    """Return ratings by user and time; within a second by `place`, or without one by item and stars."""
     within = ["place"] if "place" in log.column_names else ["item_id", "rating"]
     return log.sort_by([(name, "ascending") for name in ("user_id", "timestamp", *within)]).select(COLUMNS)
 
 
 def shard_ratings(source: str | Path, folder: str | Path, n_shards: int) -> pd.DataFrame:
-    """Bring each user's ratings together: Parquet → Ray Data → n_shards Parquet files; return what each has.
-
-    No user is in two shards. Where ratings share their second, a shard keeps the order of a column `place` (the row's
-    place in the log as it came) if there is one, else that of item ids and stars: parts have no order among each other.
+    """Bring each user's ratings together, sorted by `in_order`: Parquet → Ray Data → n_shards Parquet files.
 
     Args:
-        source: folder of Parquet files, or an object store's address (s3://, gs://): `COLUMNS`, and maybe `place`.
-            DataError if there is nothing, or it lacks a column.
+        source: folder of Parquet files, or an object store's address (s3://, gs://): `COLUMNS`, and maybe `place`,
+            the row's place in the log as it came. DataError if there is nothing, or it lacks a column.
         folder: where the shards go, and when all are there a manifest, which is what is returned: one row a shard,
             `shard`, `users`, `ratings`.
     """
@@ -156,10 +153,7 @@ def manifest(folder: str | Path) -> pd.DataFrame:
 
 
 def read_shards(folder: str | Path, rank: int = 0, n_workers: int = 1) -> pd.DataFrame:
-    """Return the ratings of every n_workers-th shard from number `rank` on: what one worker trains on.
-
-    DataError if the manifest is missing, a shard has not all its ratings, or there is none for this worker.
-    """
+    """Return the ratings of every n_workers-th shard from `rank` on; DataError if a shard is not whole, or none is."""
     (filesystem, path), shards, parts = _place(folder), manifest(folder), []
     for k, n_ratings in shards[["shard", "ratings"]].iloc[rank::n_workers].itertuples(index=False):
         table = pa.table({})
@@ -176,21 +170,17 @@ def read_shards(folder: str | Path, rank: int = 0, n_workers: int = 1) -> pd.Dat
 
 
 def share(matrix: np.ndarray) -> Any:
-    """Put an item matrix into the object store, where a node keeps one copy for all its workers; return the reference.
-
-    DataError if it does not fit into the store of every node.
-    """
+    """Return the reference to an item matrix in the object store, one copy a node; DataError if it does not fit."""
     engine, matrix = ray(), np.ascontiguousarray(matrix, dtype=np.float32)
     store = min(node["Resources"].get("object_store_memory", 0) for node in engine.nodes() if node["Alive"])
-    too_large = DataError(f"the item matrix of {matrix.nbytes / 1e6:,.0f} MB does not fit into the object store, whose "
-                          f"smallest holds {store / 1e6:,.0f} MB on its node: free what the cluster holds, or start "
-                          f"Ray with a larger object_store_memory")
-    if matrix.nbytes > store:
-        raise too_large
     try:
+        if matrix.nbytes > store:
+            raise MemoryError
         return engine.put(matrix)
-    except (engine.exceptions.ObjectStoreFullError, engine.exceptions.OutOfDiskError) as error:
-        raise too_large from error
+    except (MemoryError, engine.exceptions.ObjectStoreFullError, engine.exceptions.OutOfDiskError) as error:
+        raise DataError(f"the item matrix of {matrix.nbytes / 1e6:,.0f} MB does not fit into the object store, whose "
+                        f"smallest holds {store / 1e6:,.0f} MB on its node: free what the cluster holds, or start Ray "
+                        f"with a larger object_store_memory") from error
 
 
 def shared_frames(ratings: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, frame_size: int,
@@ -203,11 +193,7 @@ def shared_frames(ratings: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarra
 
 
 def average_gradients(agent: dict[str, Any]) -> None:
-    """Make every optimiser of an agent step by the mean of all workers' gradients.
-
-    The update rules stay as the lessons have them: an optimiser calls this before its step. Workers that begin with
-    the same weights so keep the same weights, target networks too.
-    """
+    """Make every optimiser of an agent step by the mean of all workers' gradients, so that equal weights stay equal."""
     def average(optimiser: torch.optim.Optimizer, *_: Any) -> None:
         gradients = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
         total = parameters_to_vector(gradients)
@@ -222,8 +208,7 @@ def average_gradients(agent: dict[str, Any]) -> None:
 def _last_copy(agent: dict[str, Any], rank: int, n: int, items: str) -> dict[str, Any] | None:
     """Return this worker's copy in the last checkpoint of Ray Train, or None if there is no checkpoint yet.
 
-    With as many workers as before, each goes on as if nothing had happened. With another number the shards are dealt
-    anew: each worker takes worker 0's networks and step, and begins with an order, priorities and dropout of its own.
+    With another number of workers than before, each takes worker 0's, with an order and priorities of its own.
     """
     checkpoint = ray().train.get_checkpoint()
     if checkpoint is None:
@@ -266,23 +251,19 @@ def train_together(make: Callable[[Frames], tuple[Callable, dict, dict]], folder
                    resume: bool = False, **fit: Any) -> tuple[dict[str, Any], pd.DataFrame]:
     """Train one agent with Ray Train, data parallel: each worker on its shards, every step by the mean gradient.
 
-    Return the states of the agent's parts at the last step, and the rows that worker 0 has logged.
-    When a worker is lost, all go on from the last checkpoint. When a node is, they wait for another in its place (a
-    minute, or RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S); if none comes, as many go on as there is room for.
+    Return the states of the agent's parts at the last step, and the rows that worker 0 has logged. When a worker or a
+    node is lost, all go on from the last checkpoint, with fewer workers if no other node comes in its place
+    (a minute, or RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S). DataError: what a worker found wrong, or no room.
 
     Args:
         make: frames → (update, agent, further arguments of `training.fit`); the same agent in every worker.
         folder: what `shard_ratings` filled, seen by all nodes.
         matrix: what `share` returned.
         batch_size: of a step, of all workers together.
-        storage: folder or object store that all nodes see; checkpoints go to `storage/name`, in place of those of
-            an earlier run of that name.
+        storage: folder or object store that all nodes see; checkpoints go to `storage/name`, in place of earlier ones.
         max_failures: how many times workers may be lost.
-        resume: go on from the last checkpoint of that earlier run, with its optimisers' settings and step.
+        resume: go on from the last checkpoint in `storage/name`, with its optimisers' settings and step.
         fit: arguments of `training.fit`, e.g. `safe_every`, the steps between two checkpoints.
-
-    Raises:
-        DataError: what a worker found wrong, or if workers were lost too often or found no room.
     """
     engine = ray()
     train, kind = engine.train, "GPU" if use_gpu else "CPU"
@@ -319,11 +300,11 @@ def train_together(make: Callable[[Frames], tuple[Callable, dict, dict]], folder
 
 def _own_words(error: Exception) -> str:
     """Return what a worker found wrong, or nothing if it was lost."""
-    causes = list(getattr(error, "worker_failures", {}).values())
-    for cause in causes:  # which grows by the cause of each
-        if isinstance(cause, DataError | training.TrainingError):
+    for cause in getattr(error, "worker_failures", {}).values():
+        while cause and not isinstance(cause, DataError | training.TrainingError):
+            cause = cause.__cause__
+        if cause:
             return str(cause)
-        causes += [cause.__cause__] if cause.__cause__ else []
     return ""
 
 

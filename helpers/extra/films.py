@@ -51,14 +51,9 @@ def relink(items: pd.DataFrame, numbered: pd.DataFrame, entity_of: dict[int, str
 
 
 def add_freebase(infos: dict[int, dict], facts: pd.DataFrame, entity_of: dict[int, str]) -> int:
-    """Add Freebase facts to `infos`; return how many films were linked.
+    """Add languages, countries, companies and collections of Freebase to `infos`; return how many films were linked.
 
-    Language, country and production company are lists; films tied by sequel and prequel share a
-    `collection`. Producers, actors, writers and awards are left: the schema has no field for them.
-
-    Args:
-        facts: triples `head, relation, tail`.
-        entity_of: {item_id: entity}. Check that it speaks of your ids: notes/01_data_parsing.ipynb.
+    `facts` are triples `head, relation, tail`. Check that `entity_of` speaks of your ids: notes/01_data_parsing.ipynb.
     """
     field_of = {"film.film.language": "spoken_languages", "film.film.country": "production_countries",
                 "film.film.production_companies": "production_companies"}
@@ -97,21 +92,15 @@ async def add_linked(infos: dict[int, dict], links: pd.DataFrame, journal: Path,
                      **options: Any) -> dict[str, int]:
     """Add to `infos` what TMDB knows of its films, and IMDb of those TMDB has not: `tmdb.run(add_linked(…))`.
 
-    Without the environment's `TMDB_API_KEY` TMDB is not asked, but the answers in the journal are used. A film
-    that failed at TMDB gets IMDb's facts for now, and is asked for again at the next start.
+    Return, and print, how many films are known from "TMDB", from "IMDb", from "neither", or have "failed" at TMDB:
+    these get IMDb's facts for now, and are asked for again at the next start. Without `TMDB_API_KEY` in the
+    environment only the answers in the journal are used.
 
     Args:
-        links: `item_id`, and `tmdbId`, `imdbId` as text, as `datasets.read_links` returns them.
+        links: as `datasets.read_links` returns them; DataError if one is not a number.
         journal: where TMDB's answers are kept, for instance data/<dataset>/tmdb.jsonl.
         imdb: the dumps of IMDb, or the folder that holds them, as `read_imdb` takes them.
         options: of `tmdb.fetch`, such as `rate`.
-
-    Returns:
-        How many films of `infos` are known from "TMDB", from "IMDb", from "neither", or have "failed" at TMDB; it is
-        printed too.
-
-    Raises:
-        DataError: as `tmdb.fetch` and `read_imdb`; or a link that is not a number.
     """
     tmdb_id, imdb_id = (linked_ids(links, column, infos) for column in ("tmdbId", "imdbId"))
     if os.environ.get(tmdb.KEY) or not tmdb_id:
@@ -134,13 +123,10 @@ async def add_linked(infos: dict[int, dict], links: pd.DataFrame, journal: Path,
 
 
 def linked_ids(links: pd.DataFrame, column: str, infos: Iterable[int]) -> dict[int, int]:
-    """Return {item_id: number} of one column of links, for films of `infos`; films with an empty cell are left out.
+    """Return {item_id: number} of one column of links, for films of `infos`; DataError if a cell is not a number.
 
     >>> linked_ids(pd.DataFrame({"item_id": [1, 2, 3, 7], "tmdbId": ["tt0862", "", "949.0", "5"]}), "tmdbId", [1, 3])
     {1: 862, 3: 949}
-
-    Raises:
-        DataError: a cell is not a number.
     """
     if column not in links:
         return {}
@@ -159,10 +145,9 @@ def add_facts(info: dict, facts: dict) -> None:
 def from_tmdb(record: dict) -> dict:
     """Return a record of TMDB in the words of SCHEMA; whatever is missing, blank or of another type is unknown.
 
-    It may be a row of a table too, as `pd.read_csv` gives it. Money is in US dollars and `runtime` in minutes; TMDB
-    writes 0 where it does not know them, and fewer than 1,000 dollars are as good as unknown. `revenue_d` is
-    revenue − budget, as in the project of 2019. An average of no votes is unknown. Languages are ISO 639-1,
-    countries ISO 3166-1 codes.
+    It may be a row of a table too, as `pd.read_csv` gives it. Money is in US dollars, unknown below 1,000; `runtime` in
+    minutes; `revenue_d` is revenue − budget. An average of no votes is unknown. Languages are ISO 639-1, countries
+    ISO 3166-1 codes.
     """
     year, month = _date(record.get("release_date"))
     overview, collection = _text(record.get("overview")), record.get("belongs_to_collection")
@@ -230,20 +215,13 @@ def _date(value: Any) -> tuple[int | None, int | None]:
 
 
 def read_imdb(imdb_ids: Iterable[int], *paths: Path) -> dict[int, dict]:
-    """Read the facts of some films from IMDb's dumps, row by row; the rest of their ten million rows is not kept.
+    """Read {imdb_id: facts} of some films from IMDb's dumps, row by row: the schema's title, release_year, runtime, ….
 
-    The dumps are IMDb's non-commercial data sets, https://developer.imdb.com/non-commercial-datasets/, in UTF-8,
-    tab-separated, with `\\N` where nothing is known.
+    Source: https://developer.imdb.com/non-commercial-datasets/. DataError: no such file, a missing column, or damage.
 
     Args:
         imdb_ids: numbers of films without "tt": 114709 is tt0114709.
         paths: `title.basics.tsv.gz` and, if at hand, `title.ratings.tsv.gz` (or both unpacked), or their folder.
-
-    Returns:
-        {imdb_id: facts}: title, release_year, runtime (minutes), genres, adult, vote_average, vote_count.
-
-    Raises:
-        DataError: no `title.basics` there, a missing column, or a damaged file.
     """
     files = [file for path in map(Path, paths) for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     basics, ratings = (next((file for file in files if file.name.removesuffix(".gz") == name), None)

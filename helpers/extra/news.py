@@ -38,10 +38,8 @@ class News(NamedTuple):
 def read_mind(*folders: Path) -> News:
     """Read one log from folders in the MIND format, such as the parts for training and for validation.
 
-    Of a user's histories the one of the earliest impression is read. Within a part of MIND the others repeat it; a
-    click that only a later history knows, as between parts of different weeks, is not in the log. Times name no zone
-    and are taken for UTC. A click that comes twice is two steps. Of an item in two folders the first text counts.
-    A DataError names a missing file, or the first damaged line with its number and what is wrong with it.
+    Of a user's histories the one of the earliest impression is read: within a part of MIND the others repeat it. Times
+    are taken for UTC. Of an item in two folders the first text counts. DataError: a missing file or a damaged line.
     """
     items = pd.concat([_read_items(folder / "news.tsv") for folder in folders]).drop_duplicates("news_id")
     visits = pd.concat([_read_behaviors(folder / "behaviors.tsv").assign(part=part)
@@ -122,9 +120,9 @@ def states_of_pages(frames: Frames, pages: Pages, rows: np.ndarray) -> Tensor:
 
 
 def states_before(frames: Frames, ratings: pd.DataFrame, user_ids: np.ndarray, timestamps: np.ndarray) -> Tensor:
-    """Return (n, F·(E+1)): the frame of what each user had clicked before a moment, padded at its old end with zeros.
+    """Return (n, F·(E+1)): the frames of what users had clicked before that second, padded at the old end with zeros.
 
-    `ratings` are those of the frames, in order. Clicks of that very second are left out; without any, all is zeros.
+    `ratings` are those of the frames, in order.
     """
     if len(ratings) != len(frames.item_idx) or in_order(ratings) is not ratings:
         raise DataError(f"{len(ratings):,} ratings are not those of frames of {len(frames.item_idx):,} in the order of "
@@ -146,11 +144,10 @@ def clicks_before(ratings: pd.DataFrame, item_ids: np.ndarray, timestamps: np.nd
 
 
 def impression_metrics(impression: np.ndarray, clicked: np.ndarray, score: np.ndarray) -> pd.DataFrame:
-    """Return AUC, MRR, nDCG@5 and nDCG@10 of each impression, as MIND defines them, indexed by impression.
+    """Return AUC, MRR, nDCG@5 and nDCG@10 of each impression, as MIND defines them, of (n,) items shown, in any order.
 
-    AUC is the share of pairs (clicked, skipped) in the right order, ties half. MRR is the mean of 1 / rank over the
-    clicked. In ranks, ties count against the method, and so does a NaN score, in all four. Impressions without a click,
-    or with nothing skipped, have no order to find and are left out. Rows (n,), one an item shown, come in any order.
+    AUC counts ties half; in ranks they count against the method, and so does a NaN score, in all four. Impressions
+    without a click, or with nothing skipped, have no order to find and are left out.
 
     >>> one = impression_metrics(np.zeros(4, int), np.array([0, 1, 0, 0]), np.array([0.9, 0.8, 0.1, 0.2]))
     >>> one.round(3).loc[0].to_dict()

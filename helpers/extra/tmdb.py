@@ -45,27 +45,19 @@ async def fetch(tmdb_ids: Iterable[int], journal: Path, *, base: str = BASE, rat
                 ) -> tuple[dict[int, dict | None], dict[int, str]]:
     """Fetch the records of films that the journal lacks, each once; an answer is in the journal before it counts.
 
-    After a 429 nobody asks until the pause it names is over (`Retry-After`; without it, one that doubles); that is
-    no try. Whatever else is no answer (a time-out, 5xx, a gateway's own page, a redirect) is tried again, later
-    each time. No pause that we choose is longer than 30 s.
+    Return {tmdb_id: record, or None where TMDB knows no such film}, and {tmdb_id: reason} of films that failed, which
+    the next start tries again. After a 429 nobody asks until the pause it names is over (`Retry-After`; without it,
+    one that doubles, up to 30 s). DataError: no key, or a refused one; no answer for `patience`; a journal in use.
 
     Args:
-        tmdb_ids: numbers of films, repeats allowed.
         journal: JSON lines `{"id", "record"}`, appended to; delete the file to ask for everything anew.
         base: URL up to `/movie`.
         rate: requests a second that are permitted; they start evenly, without a burst.
         workers: requests under way at most; enough that those which stall do not hold up the others.
         timeout: seconds to wait for a connection, or for the next piece of an answer.
-        tries: for one film, before it has failed.
+        tries: for one film, before it has failed: after a time-out, 5xx, a gateway's own page, a redirect.
         backoff: seconds of the first pause.
         patience: seconds without one answer before all is given up.
-
-    Returns:
-        {tmdb_id: record, or None where TMDB knows no such film}, and {tmdb_id: reason} of films that failed. These
-        are not in the journal, and so are tried again at the next start.
-
-    Raises:
-        DataError: no key, or one that is refused (401, 403), at once; no answer for `patience`; the journal is in use.
     """
     wanted = list(dict.fromkeys(int(film) for film in tmdb_ids))
     with writing(journal):
@@ -163,9 +155,6 @@ def read_journal(path: Path) -> dict[int, dict | None]:
 
 
 def run(coroutine: Coroutine) -> Any:
-    """Return what a coroutine returns: from a script, and from a notebook, where a loop runs already.
-
-    It gets a loop in a thread of its own; an interrupt of the cell cancels it. There, a plain `await` does as well.
-    """
+    """Return what a coroutine returns, from a loop in a thread of its own: in a notebook one runs already."""
     with start_blocking_portal() as portal:
         return portal.call(lambda: coroutine)
