@@ -58,7 +58,7 @@ def noticed(place: Path, fault: tuple[str, str, str, str]) -> bool:
     if source.count(right) != 1:
         raise SystemExit(f"helpers/{name} holds {right!r} {source.count(right)} times: mend the list of faults")
     path.write_text(source.replace(right, wrong), encoding="utf-8")
-    run = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
+    run = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", path,  # doctests
                           *(f"tests/test_{test}.py" for test in tests.split())], cwd=place, capture_output=True)
     path.write_text(source, encoding="utf-8")
     return run.returncode == 1  # tests failed; anything else is no answer

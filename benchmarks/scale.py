@@ -99,6 +99,8 @@ def whole_run(dataset: str) -> dict:
 
 def table(runs: dict[str, dict]) -> str:
     """Return what whole runs took, as docs/own_data.md shows it."""
+    if not runs:
+        return "`python -m benchmarks.scale ml-100k ml-1m` measures whole runs: minutes, memory, disk. None is stored."
     lines = ["| data set | ratings | items | minutes | of them to a slate | memory, GB | disk, GB |",
              "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
     lines += [f"| {name} | {row['ratings']:,} | {row['films']:,} | {row['minutes']:.0f} | "

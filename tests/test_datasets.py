@@ -183,6 +183,12 @@ def test_every_format_gives_all_ratings_in_order_with_ties_as_in_the_file(read, 
     assert ratings.dtypes.to_dict() == datasets.RATING_TYPES and ratings.attrs == {"assumed": []}
 
 
+@pytest.mark.parametrize("text", [CSV + '"1","2","3","4"\n', "timestamp,rating,movieId,extra,userId\n4,3,2,x,1\n"])
+def test_usual_shapes_of_csv_are_read(read, text):
+    assert read(text).values.tolist() == [[1, 2, 3, 4]]
+    assert read(CSV + "007,2.0,3,4\n").values.tolist() == [[7, 2, 3, 4]]
+
+
 @pytest.mark.parametrize("name, text", [
     ("u.data", "1,2,3,4\n"), ("u.data", "1\t2\t3\n"), ("ratings.dat", "1::2::3::4::5\n"), ("ratings.csv", ""),
     ("ratings.csv", CSV + "1,2,3,4\n1,2,3\n"), ("ratings.csv", (CSV + "é,2,3,4\n").encode("latin-1")),
@@ -308,7 +314,8 @@ def test_whole_numbers_are_kept_and_other_ids_are_numbered(values, ids, own, col
     ("user_id", np.nan, "is missing"), ("user_id", " ", "is missing"), ("user_id", -1, "is not a whole number"),
     ("user_id", "-1", "is not a whole number"), ("item_id", 1.5, "is not a whole number"),
     ("item_id", "1.5", "is not a whole number"), ("item_id", np.inf, "is not a whole number"),
-    ("item_id", 2.0**53, f"from 0 to {2**53 - 1} "), ("rating", np.nan, "is not one of 0.5"),
+    ("item_id", 2.0**53, f"from 0 to {2**53 - 1} "), ("item_id", np.float32(2**24), f"from 0 to {2**24 - 1} .*float32"),
+    ("rating", np.nan, "is not one of 0.5"),
     ("rating", 0, "is not one of"), ("rating", 5.5, "is not one of"), ("rating", 4.3, "is not one of"),
     ("rating", "good", "is not one of"), ("timestamp", np.nan, "is missing"), ("timestamp", "May 1", "nor a date"),
     ("timestamp", -5, "between 1970 and 2100"), ("timestamp", np.inf, "between"),
@@ -316,7 +323,7 @@ def test_whole_numbers_are_kept_and_other_ids_are_numbered(values, ids, own, col
     ("timestamp", pd.Timestamp("1969-12-31 23:59:59"), "between 1970"),
 ])
 def test_bad_value_of_an_own_table_is_shown_with_its_row(column, value, sentence):
-    usual = pd.Timestamp("2020-01-01") if isinstance(value, pd.Timestamp) else "3" if isinstance(value, str) else 3
+    usual = {str: "3", pd.Timestamp: pd.Timestamp("2020-01-01"), np.float32: np.float32(3)}.get(type(value), 3)
     table = pd.DataFrame({"user_id": 1, "item_id": 1, "rating": 3.0, "timestamp": [1, 2, 3, 4]}, index=list("abcd"))
     table[column] = pd.Series([usual, usual, value, value], index=table.index)
     with pytest.raises(DataError, match=rf"row 2: {column} '.*{sentence}.* \(2 such rows, counted from 0\)"):

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import math
+import tracemalloc
 
 import pandas as pd
 import pytest
@@ -223,6 +224,17 @@ def test_needed_rows_of_imdb_are_read_from_a_folder_or_from_files(dumps, raw):
     assert read_imdb([114709], raw({"title.basics.tsv": BASICS}))[114709] == {
         **TOY_STORY_IMDB, "vote_average": None, "vote_count": None}
     assert read_imdb([], dumps) == {}
+
+
+def test_dumps_of_imdb_are_not_held_in_memory(raw):
+    rows = "".join(f"tt{number:07d}\tmovie\tFilm\tFilm\t0\t1995\t\\N\t81\tDrama\n" for number in range(2, 200_000))
+    folder = raw({"title.basics.tsv.gz": gzip.compress((BASICS.splitlines(True)[0] + rows).encode(), 1)})
+    tracemalloc.start()
+    try:
+        assert list(read_imdb([199_999, 5_000_000], folder)) == [199_999]
+        assert tracemalloc.get_traced_memory()[1] < len(rows) / 10
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("files, said", [
