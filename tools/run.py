@@ -242,8 +242,8 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
         fetch_model()
     if stale and large and not quick:
         print("a large data set: one seed of each agent is trained, and no table has a spread over seeds")
-    minutes = {name: known / 60 if (known := record.get(name, {}).get("seconds")) else LESSONS[name].minutes
-               for name in stale}
+    minutes = {name: len(code_of(lessons[name])) if quick else LESSONS[name].minutes for name in stale}
+    minutes |= {name: record[name]["seconds"] / 60 for name in stale if name in record and not quick}
     bar = tqdm(total=sum(minutes.values()), disable=not stale, delay=0.01,
                bar_format="{desc:<20}{percentage:3.0f}%|{bar}| {elapsed}, about {remaining} to go{postfix}")
 
