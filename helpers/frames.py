@@ -310,7 +310,8 @@ def open_static(path: Path) -> h5py.File:
     except OSError as error:
         raise DataError(f"{shown(path)} cannot be read ({error}): if another program writes it, close it there; if it "
                         f"is damaged, delete it and run notes/04_static_dataset.ipynb") from error
-    if not {*FIELDS, "frame_size", "hash"} <= {*file, *file.attrs} or len({len(file[name]) for name in FIELDS}) > 1:
+    lengths = {len(file[name]) for name in FIELDS if name in file}
+    if not {*FIELDS} <= {*file} or len(lengths) > 1 or not {"frame_size", "hash"} <= {*file.attrs}:
         file.close()
         raise DataError(f"{shown(path)} has not what we write: {', '.join(FIELDS)} of one length, frame_size and hash "
                         f"are wanted; delete it and run notes/04_static_dataset.ipynb")
