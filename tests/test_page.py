@@ -161,10 +161,13 @@ def test_ratings_by_mouse_and_by_keyboard_change_the_slate_and_move_the_proto_ac
         for text, title, stars in (("toy sto", "Toy Story", "2.5 stars"), ("GODF", "The Godfather", "0.5 stars")):
             search(page, text)
             page.locator("#options li").first.click()
+            expect(newest.locator(".title")).to_contain_text(title)
             group = newest.get_by_role("radiogroup", name=f"Your rating of {title}")
             group.get_by_role("radio", name=stars, exact=True).click()
             expect(group.get_by_role("radio", name=stars, exact=True)).to_be_checked()
             seen.append(settled(page))
+        halves = newest.get_by_role("radio").evaluate_all("all => all.map(one => Number(one.value))")
+        assert halves == [step / 2 for step in range(1, 11)]
 
         first = page.locator("#slate li").filter(has_not_text="Pulp Fiction").first  # in the slate itself
         title = first.locator(".title").inner_text().split("\n")[0]
@@ -187,12 +190,16 @@ def test_ratings_by_mouse_and_by_keyboard_change_the_slate_and_move_the_proto_ac
         page.keyboard.press("ArrowLeft")
         expect(newest.locator("input[value='3.5']")).to_be_checked()
         seen.append(settled(page))
+        page.keyboard.press("Enter")
+        expect(page.locator("#search")).to_be_focused()
 
         slates = [ids for ids, _ in seen]
         assert all(old != new for old, new in pairwise(slates[:-1]))  # half a star less may change no order
         assert len({place for _, place in seen}) == len(seen)
         mine = page.locator("#rated li").evaluate_all("all => all.map(row => row.dataset.id)")
         assert len(mine) == 4 and not set(slates[-1]) & set(mine)
+        why = page.locator("#slate .why").first.inner_text()
+        assert why.startswith("most like ") and "expected" in why and "star" in why
 
 
 def test_two_films_liked_and_the_same_two_disliked_give_visibly_different_slates(browser, small):
@@ -275,16 +282,21 @@ def test_a_reload_keeps_the_ratings_and_removing_and_clearing_can_be_undone(brow
 def test_stored_ratings_that_are_damaged_are_left_out_and_the_rest_is_used(browser, small):
     def one(item_id, rating, title="Film"):
         return {"item_id": item_id, "title": title, "rating": rating}
-    bad = [one(10**6, 5), one(1, 6), one(2, "5"), one(4, 3.3), {"item_id": 5}, None, one([6], 4), one(11, 1)]
+    bad = [one(10**6, 5), one(1, 6), one(2, "5"), one(3, None), one(4, 3.3), {"item_id": 5}, None, one([6], 4),
+           one(7, 4, title=8), one(11, 1)]
     with visit(browser, small, {"synthetic": [one(11, 4.5), *bad, one(12, 0.5)], "other": [one(1, 5)]}) as page:
         assert page.evaluate("rated().map(one => [one.item_id, one.rating])") == [[11, 4.5], [12, 0.5]]
-        expect(page.locator("#toast")).to_contain_text("8 stored ratings do not fit")
+        expect(page.locator("#toast")).to_contain_text("10 stored ratings do not fit")
         settled(page)
-        for text in ("{no json", "[1, 2]", '{"synthetic": 5}'):
+        for text in ("{no json", "[1, 2]", "null", '"text"', '{"synthetic": 5}'):
             page.evaluate(f"text => localStorage.setItem({KEY!r}, text)", text)
             page.reload()
             expect(page.locator("#slate li")).to_have_count(10)
             assert page.evaluate("ratings") == []
+        rate(page, "toy sto", "5")
+        settled(page)
+        page.reload()
+        expect(page.locator("#rated li")).to_have_count(1)
 
 
 def test_of_a_long_history_the_page_says_what_the_slate_follows(browser, small):
