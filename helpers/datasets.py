@@ -22,9 +22,6 @@ import pooch
 
 from helpers.files import DOWNLOADS, ROOT, DataError, data_dir, replacing, shown
 from helpers.tables import RATING_COLUMNS, YEAR_IN_TITLE, checked, from_frame, items_from_frame, numbered, refuse
-from helpers.tables import RATING_TYPES as RATING_TYPES  # these three are for others to find here
-from helpers.tables import in_order as in_order
-from helpers.tables import listed as listed
 
 # name → wheel of a package index, its hash, the folder inside
 WHEELS = {"ml-100k": ("recbole-1.2.1-py3-none-any.whl",

@@ -137,12 +137,8 @@ def accuracy(recommend: Recommender, history: Frames, held_out: pd.DataFrame) ->
     """
     users = held_out["user_id"].unique()
     place = pd.Series(np.arange(len(users)), users)[held_out["user_id"]].to_numpy(copy=True)
-    row, scores = rows_of(held_out["item_id"], history.item_ids), np.empty(len(held_out), np.float32)
-    at_once = max(1, (1 << 21) // len(history.item_ids))  # users: a critic looks at each item of the catalogue for each
-    for low in range(0, len(users), at_once):
-        own = (place >= low) & (place < low + at_once)
-        with torch.no_grad():
-            scores[own] = recommend(history, users[low:low + at_once]).cpu().numpy()[place[own] - low, row[own]]
+    with torch.no_grad():
+        scores = recommend(history, users).cpu()[place, rows_of(held_out["item_id"], history.item_ids)].numpy()
     of_user: dict[int, float] = {}
     for user_id, rows in held_out.reset_index(drop=True).groupby("user_id").indices.items():
         one, other = np.triu_indices(len(rows), 1)

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from helpers import datasets
+from helpers import datasets, tables
 from helpers.agents import data_parsing
 from helpers.datasets import fetch, from_frame, items_from_frame, own_ids, read_items, read_links, read_ratings, unpack
 from helpers.files import DataError
@@ -180,7 +180,7 @@ def test_every_format_gives_all_ratings_in_order_with_ties_as_in_the_file(read, 
     body = "".join(separator.join(map(str, row)) + end for row in ROWS)
     ratings = read(mark + header.replace("\n", end.replace(".0", "")) + body + last, name)
     assert ratings.values.tolist() == SORTED and ratings.index.tolist() == list(range(7))
-    assert ratings.dtypes.to_dict() == datasets.RATING_TYPES and ratings.attrs == {"assumed": []}
+    assert ratings.dtypes.to_dict() == tables.RATING_TYPES and ratings.attrs == {"assumed": []}
 
 
 @pytest.mark.parametrize("text", [CSV + '"1","2","3","4"\n', "timestamp,rating,movieId,extra,userId\n4,3,2,x,1\n"])
@@ -220,7 +220,7 @@ def test_an_impossible_value_is_shown_with_its_line(read, name, column, value):
     header, separator = FORMATS[name]
     rows = [["5", "10", "4", "99"], ["1", "10", "4", "99"], ["1", "11", "4", "98"], ["0", "12", "1", "97"]]
     for row in rows[2:]:
-        row[datasets.RATING_COLUMNS.index(column)] = value
+        row[tables.RATING_COLUMNS.index(column)] = value
     with pytest.raises(DataError, match=rf"{name}, line {3 + bool(header)}: {column} '{value}' is .*\(2 such lines\)"):
         read(header + "".join(separator.join(row) + "\n" for row in rows), name)
 
@@ -274,7 +274,7 @@ def test_own_table_becomes_ratings_and_is_left_as_it_is():
     table = CLICKS.copy()
     ratings, users, items = from_frame(table, rating="stars", **COLUMNS)
     assert ratings.values.tolist() == [[1, 9, 1, 20], [1, 70, 2, 20], [2, 9, 3, 10], [2, 70, 4.5, 30]]
-    assert ratings.dtypes.to_dict() == datasets.RATING_TYPES and datasets.in_order(ratings) is ratings
+    assert ratings.dtypes.to_dict() == tables.RATING_TYPES and tables.in_order(ratings) is ratings
     assert users.to_dict() == {1: "bob", 2: "eve"} and items.to_dict() == {9: 9, 70: 70}
     pd.testing.assert_frame_equal(table, CLICKS)
     assert from_frame(CLICKS, stars=3.5, **COLUMNS)[0]["rating"].tolist() == [3.5] * 4

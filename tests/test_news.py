@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.metrics import ndcg_score, roc_auc_score
 
-from helpers import datasets
+from helpers import tables
 from helpers.agents import your_data
 from helpers.extra import news
 from helpers.extra.news import impression_metrics, read_mind, states_before
@@ -44,7 +44,7 @@ def test_a_log_begins_with_the_history_and_goes_on_with_the_clicks(read):
     assert clicks_of(log, "U9") == ["N8", "N3", "N1", "N3", "N5"] and clicks_of(log, "U10") == ["N8"]
     assert log.ratings["timestamp"].tolist() == [NOON - 43_201, morning - 2, morning - 1, morning, NOON + 1, NOON + 1]
     assert log.ratings["rating"].tolist() == [5] * 6 and log.impression_of.tolist() == [3, -1, -1, 0, 2, 2]
-    assert log.ratings.dtypes.to_dict() == datasets.RATING_TYPES and list(log.ratings) == datasets.RATING_COLUMNS
+    assert log.ratings.dtypes.to_dict() == tables.RATING_TYPES and list(log.ratings) == tables.RATING_COLUMNS
     assert log.user_names.to_dict() == {1: "U10", 2: "U9"}
     assert log.item_names.to_dict() == {1: "N8", 2: "N3", 3: "N5", 4: "N1"}
 
@@ -61,7 +61,7 @@ def test_everything_shown_is_kept_with_its_label_and_rewarded_in_the_order_of_ti
     rewarded = news.all_shown(log)
     assert log.item_names[rewarded["item_id"]].tolist() == ["N8", "N1", "N1", "N3", "N5", "N1", "N8", "N3", "N5"]
     assert rewarded["rating"].tolist() == [5, 2, 2, 2, 2, 5, 2, 5, 5] and rewarded["timestamp"].is_monotonic_increasing
-    assert rewarded.dtypes.to_dict() == datasets.RATING_TYPES
+    assert rewarded.dtypes.to_dict() == tables.RATING_TYPES
 
 
 def test_texts_keep_quotation_marks_and_may_be_missing_and_unknown_items_come_last(read):

@@ -46,11 +46,11 @@ def make(place: Path = BOOK) -> int:
     """Write the site to `place`/html; return 0, or 1 where Sphinx warns of a link or a figure that is missing."""
     source = place / "source"
     shutil.rmtree(source, ignore_errors=True)
+    source.mkdir(parents=True)
     for name in TAKEN:
         if (PROJECT / name).is_dir():
             shutil.copytree(PROJECT / name, source / name, ignore=shutil.ignore_patterns("model", "__pycache__"))
         else:
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(PROJECT / name, source / name)
     for page in (*source.glob("notes/*.ipynb"), *source.glob("docs/*")):
         page.write_text(page.read_text(encoding="utf-8").replace("../README.md", "../index.md"), encoding="utf-8")

@@ -38,8 +38,8 @@ LESSONS = {
         f"policies/{name}.pt", f"runs/{name}/scalars.csv", f"runs/{name}/actions.npz"))),
         ("res/graphs.png", "res/agents.png", "res/cov.png", "res/embeddings.png")),
     "10_evaluation": Lesson((*TASK, "embeddings_content.npz", "res/results.json",
-                             *(f"policies/{name}.pt" for name in AGENTS)),
-                            ("res/calibration.png", "res/forest.png"), minutes=3.5),
+                             *(f"policies/{name}.pt" for name in AGENTS)), ("res/calibration.png", "res/forest.png"),
+                            minutes=3.5),
     "11_ship": Lesson((*TASK, "policies/ddpg.pt"), (
         *(f"build/model/{name}" for name in ("manifest.json", "actor.onnx", "critic.onnx", "items.npz", "items.json")),
         "res/search.png", "res/map.png"), minutes=1.5),

@@ -123,5 +123,7 @@ def wolpertinger(history: Frames, user_ids: np.ndarray, *, actor: Actor, critic:
     proto_action = actor(state) if term is None else actor(state) + term(history, user_ids)
     log_p = evaluation.mask_seen(log_policy(proto_action, history.items), history, user_ids).to(state.device)
     candidates = log_p.topk(min(k, log_p.shape[1])).indices
-    q = critic.among(state, history.items[candidates])
+    at_once = max(1, (1 << 19) // candidates.shape[1])  # users: each candidate is a vector of its own in the critic
+    q = torch.cat([critic.among(some, history.items[rows]) for some, rows in zip(
+        state.split(at_once), candidates.split(at_once), strict=True)])
     return rerank(log_p.clamp(min=-1e6), q, candidates, beta)

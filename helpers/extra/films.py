@@ -14,9 +14,10 @@ from typing import Any
 
 import pandas as pd
 
-from helpers.datasets import find, listed, read_links
+from helpers.datasets import find, read_links
 from helpers.extra import tmdb
 from helpers.files import DataError, shown
+from helpers.tables import listed
 
 IMDB = "https://datasets.imdbws.com"
 # Freebase's ids of the commonest languages and countries among films of the nineties; the rest keep their id

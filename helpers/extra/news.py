@@ -12,9 +12,9 @@ import pandas as pd
 import pyarrow as pa
 from torch import Tensor
 
-from helpers.datasets import RATING_COLUMNS, RATING_TYPES, in_order
 from helpers.files import DataError
 from helpers.frames import Frames
+from helpers.tables import RATING_COLUMNS, RATING_TYPES, in_order
 
 BEHAVIORS = ["impression_id", "user_id", "time", "history", "impressions"]
 NEWS = ["news_id", "category", "subcategory", "title", "abstract", "url", "title_entities", "abstract_entities"]

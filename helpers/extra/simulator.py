@@ -24,11 +24,11 @@ from scipy.special import ndtri
 from sklearn.preprocessing import normalize
 from torch import Tensor
 
-from helpers.datasets import in_order
 from helpers.evaluation import Recommender
 from helpers.files import DataError
 from helpers.frames import Frames, flatten, reward_of, rows_of
 from helpers.recommenders import latest_ratings
+from helpers.tables import in_order
 
 # Mode → steps at most, unless told otherwise. "free": films may repeat, users may quit. "no-repeat": no film twice,
 # nor one of the user's first frame. "fixed-length": no repeats, and nobody quits. Source: EasyRL4Rec (Yu et al. 2024,
