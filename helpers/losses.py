@@ -99,10 +99,12 @@ def polyak(target: nn.Module, source: nn.Module, tau: float) -> None:
         torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
 
 
-def n_step(frames: Frames, index: Tensor, n: int, gamma: float) -> tuple[Transition, Tensor]:
+def n_step(frames: Frames, index: Tensor, n: int, gamma: float,
+           stop_at_done: bool = False) -> tuple[Transition, Tensor]:
     """Return (transitions over n steps, γᵐ (B, 1)): reward R = Σ γᵏ·rₖ over m steps, next_state m steps on.
 
-    m is n, or less where the user's log ends before: a return never crosses into another user's log.
+    m is n, or less where the user's log ends before: a return never crosses into another user's log. With
+    `stop_at_done` the discount is 0 there, for whose end is a user's own, and not that of the log alone.
     Source: Sutton 1988; Barth-Maron et al. 2018, eq. 2.
     """
     rewards, within = frames.next_rewards(index, n)
@@ -112,7 +114,8 @@ def n_step(frames: Frames, index: Tensor, n: int, gamma: float) -> tuple[Transit
         last = frames.gather(index.to(m.device) + m - 1)
         discounts = gamma ** torch.arange(n, device=m.device, dtype=rewards.dtype)
         t = t._replace(reward=rewards @ discounts[:, None], next_state=last.next_state, done=last.done)
-    return t, gamma ** m[:, None].to(rewards.dtype)
+    discount = gamma ** m[:, None].to(rewards.dtype)
+    return t, discount * (1 - t.done) if stop_at_done else discount
 
 
 def mean_of(logits: Tensor, support: Tensor) -> Tensor:

@@ -44,10 +44,10 @@ def d4pg_critic_loss(agent: dict, t: Transition, discount: Tensor, items: Tensor
 
 def d4pg_update(agent: dict, frames: Frames, batch: Tensor | tuple[Tensor, Tensor], *, gamma: float, tau: float,
                 decay: float, n: int, support: Tensor, future: int = 5, value_weight: float = 1.0,
-                behaviour_weight: float = 1.0) -> dict:
+                behaviour_weight: float = 1.0, stop_at_done: bool = False) -> dict:
     """Make one step of D4PG on a batch: index (B,), or (index, weights (B, 1)) drawn by agent["replay"]."""
     index, weights = batch if isinstance(batch, tuple) else (batch, torch.ones(len(batch), 1))
-    t, discount = n_step(frames, index, n, gamma)
+    t, discount = n_step(frames, index, n, gamma, stop_at_done)
     t = to_autocast(t)
     items, next_items = sampled_items(frames.items, frames.next_items(index, future))
     surprise, q = d4pg_critic_loss(agent, t, discount, items, support)

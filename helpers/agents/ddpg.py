@@ -41,11 +41,12 @@ def td_target(reward: Tensor, next_q: Tensor, done: Tensor, gamma: float, stop_a
     return reward + gamma * next_q * (1 - done if stop_at_done else 1)
 
 
-def critic_loss(agent: dict, t: Transition, items: Tensor, gamma: float, as_action: Callable) -> tuple[Tensor, Tensor]:
+def critic_loss(agent: dict, t: Transition, items: Tensor, gamma: float, as_action: Callable,
+                stop_at_done: bool = False) -> tuple[Tensor, Tensor]:
     """Return (L_Q, Q(s, a) (B, 1)) for a batch of transitions."""
     with torch.no_grad():
         next_action = as_action(agent["actor_target"](t.next_state), items)
-        y = td_target(t.reward, agent["critic_target"](t.next_state, next_action), t.done, gamma)
+        y = td_target(t.reward, agent["critic_target"](t.next_state, next_action), t.done, gamma, stop_at_done)
     q = agent["critic"](t.state, t.action)
     return squared_error(q, y), q
 
@@ -67,12 +68,12 @@ def descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
 
 def update(agent: dict, frames: Frames, index: Tensor, *, gamma: float, tau: float, decay: float, future: int = 5,
            value_weight: float = 1.0, behaviour_weight: float = 1.0, star_weight: float = 0.0,
-           as_action: Callable = mean_item) -> dict:
+           as_action: Callable = mean_item, stop_at_done: bool = False) -> dict:
     """Make one step of DDPG on the transitions at `index` (B,), and return what is worth logging."""
     t, scalars, loss = to_autocast(frames.gather(index)), {}, 0.0
     items, next_items = sampled_items(frames.items, frames.next_items(index, future))  # of a small catalogue all
     if value_weight:
-        l_q, q = critic_loss(agent, t, items, gamma, as_action)
+        l_q, q = critic_loss(agent, t, items, gamma, as_action, stop_at_done)
         descend(agent["critic_optimiser"], l_q)
         scalars |= {"loss/critic": l_q, "Q/logged action": q.mean()}
     proto_action = agent["actor"](t.state)

@@ -39,10 +39,10 @@ def rainbow_loss(agent: dict, t: Transition, discount: Tensor, items: Tensor, su
 
 def rainbow_update(agent: dict, frames: Frames, batch: Tensor | tuple[Tensor, Tensor], *, gamma: float, tau: float,
                    decay: float, support: Tensor, n: int = 3, penalty: float = 1.0, double: bool = True,
-                   future: int = 5) -> dict:
+                   future: int = 5, stop_at_done: bool = False) -> dict:
     """Make one step on the transitions `batch`, (B,) or with their weights (B, 1), and return what to log."""
     index, weight = batch if isinstance(batch, tuple) else (batch, torch.ones(len(batch), 1))
-    t, discount = n_step(frames, index, n, gamma)
+    t, discount = n_step(frames, index, n, gamma, stop_at_done)
     t = to_autocast(t)
     kl, logits, next_logits, u = rainbow_loss(agent, t, discount, frames.items, support, double)
     critic = loss = (weight.to(kl.device)[:, 0] * kl).mean()
