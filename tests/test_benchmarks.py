@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import agents, frames, results, scale, service, synthetic, whole_log
+from benchmarks import agents, foresight, frames, results, scale, service, synthetic, whole_log
 from helpers.datasets import read_ratings
 from helpers.files import PROJECT
 from helpers.networks import Joint
@@ -50,6 +50,13 @@ def test_a_page_shows_the_rows_of_make_results(mark, table):
 def test_a_page_shows_what_whole_runs_took():
     runs = json.loads((PROJECT / "res" / "bench_scale.json").read_text(encoding="utf-8"))["runs"]
     assert block("sizes", scale.table(runs)) in page_of("sizes").read_text(encoding="utf-8")
+
+
+def test_a_page_shows_what_foresight_gained():
+    rows = json.loads((PROJECT / "res" / "foresight.json").read_text(encoding="utf-8"))["rows"]
+    assert block("foresight", foresight.table(rows)) in page_of("foresight").read_text(encoding="utf-8")
+    calm = {row["policy"]: row["reward"] for row in rows if row["impatience"] == 0}
+    assert calm["planner"] == calm["myopic oracle"]  # the control
 
 
 def test_a_page_shows_the_rows_of_ml_1m():

@@ -48,6 +48,8 @@ LESSONS = {
     "13_beyond_one_machine": Lesson(TASK, minutes=4),
     "14_whole_log": Lesson((*TASK, *BASELINES, "res/results-ml-1m.json"), (
         "policies/whole_log.pt", "cases/whole_log.csv", "res/14_whole_log.json"), minutes=7),
+    "15_foresight": Lesson(("infos.json", "texts_bert.p", "embeddings_content.npz", "res/foresight.json"),
+                           ("res/foresight.png",), minutes=3),
 }
 
 

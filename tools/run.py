@@ -40,7 +40,7 @@ MOST_ITEMS = 100_000   # a step of 512 transitions then takes some 3 GB
 
 # what --quick puts in the place of parameters: the same code in a minute or two, for whoever tries whether it runs
 QUICK = {"SEEDS": "(0,)", "MAX_STEPS": "20", "MAX_PASSES": "3", "VALIDATE_EVERY": "10", "TRIAL_STEPS": "10",
-         "ABLATION_STEPS": "10", "FQE_STEPS": "10", "JUDGE_STEPS": "10"}
+         "ABLATION_STEPS": "10", "FQE_STEPS": "10", "JUDGE_STEPS": "10", "ROUNDS": "2"}
 LARGE, OF_LARGE = 100e6, {"SEEDS": "(0,)"}  # bytes of raw files above which one seed is trained for three: ML-10M's
 
 

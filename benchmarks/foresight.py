@@ -1,0 +1,139 @@
+"""Where foresight pays: `python -m benchmarks.foresight`, lesson 15's agents in three worlds; half an hour, two cores.
+
+Everything is chosen on the people whom agents learn on (β of the hand-made rule, the planner's trust); the others
+judge once. Rows: impatience, memory, policy, seeds, reward with its 95 % interval over people, and for agents the
+gain over the same agent with γ = 0 and over the rule, and that gain as a share of the planner's over the myopic
+oracle. Writes res/foresight.json, world by world; worlds that are there are not run again.
+"""
+
+import argparse
+import json
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from itertools import product
+from multiprocessing import get_context
+
+import numpy as np
+import pandas as pd
+import torch
+
+from helpers import datasets, evaluation, features
+from helpers.agents import foresight as lesson
+from helpers.extra import foresight
+from helpers.files import DEFAULT_DATASET, data_dir, read_vectors, res_dir, write_json
+from tools.readme import replace_block
+
+WORLDS = ((0.0, 0.8), (2.0, 0.8), (4.0, 0.8))  # (κ, ρ)
+KINDS, SEEDS = ("DDPG", "D4PG", "Rainbow", "REINFORCE"), (0, 1)
+BETAS, WORLD_SEED, ROUNDS, REPEATS = (0.0, 1.0, 2.0, 4.0, 8.0), 1, 20, 6
+SETTINGS = lesson.ForesightSettings()
+
+
+@cache
+def setting_of(dataset: str) -> tuple[lesson.Setting, list[dict]]:
+    """Return lesson 15's setting, and what the log says of habits."""
+    ratings, home = datasets.read_ratings(datasets.fetch(dataset)), data_dir(dataset)
+    all_ids, content = features.read_item_matrix(home / "embeddings_content.npz")
+    setting = lesson.setting_of(ratings, features.read_infos(home / "infos.json"),
+                                read_vectors(home / "texts_bert.p"), all_ids, content, WORLD_SEED)
+    return setting, foresight.observed_habits(ratings, all_ids, content).to_dict("records")
+
+
+def judged(setting: lesson.Setting, habits: foresight.Habits, policy: foresight.Policy) -> np.ndarray:
+    """Return (3, U): reward, length and stars above the own mean of each person who judges."""
+    return foresight.play(setting.world, habits, policy, setting.judges, seed=99, repeats=REPEATS).to_numpy().T
+
+
+def trained(dataset: str, kind: str, gamma: float, habits: foresight.Habits, seed: int) -> np.ndarray:
+    """Return what `judged` says of an agent; in a process of its own."""
+    torch.set_num_threads(1)
+    setting, _ = setting_of(dataset)
+    agent, _ = lesson.learn_by_acting(kind, gamma, setting.world, habits, setting.frames, setting.learners, ROUNDS,
+                                      SETTINGS, seed)
+    return judged(setting, habits, lesson.greedily(agent["actor_target"], setting.frames.items))
+
+
+def rules(setting: lesson.Setting, habits: foresight.Habits) -> dict[str, tuple[str, foresight.Policy]]:
+    """Return name → (what was chosen for it, policy) of all that does not learn by acting."""
+    ids = setting.world.item_ids
+    choice = foresight.fit_choice(setting.known, ids, known=10)
+    liking = lesson.expected_liking(setting.known, ids, setting.content)
+    own = {beta: lesson.rule_of(choice, liking, beta) for beta in BETAS}
+    beta, rule = lesson.best_of(own, setting.world, habits, setting.learners)
+    trust, planner = lesson.planner_of(setting.world, habits, setting.learners)
+    fixed = {name: ("", policy) for name, policy in lesson.bounds(setting.known, ids).items()}
+    return fixed | {"factorisation": ("", liking), "what is taken (EASE)": ("", own[0.0]),
+                    "hand-made rule": (f"β = {beta:g}", rule), "myopic oracle": ("", foresight.myopic),
+                    "planner": (f"trust {trust:g}", planner)}
+
+
+def row_of(name: str, habits: foresight.Habits, users: np.ndarray, **more: object) -> dict:
+    low, high = evaluation.bootstrap(users[0])
+    return {"impatience": habits.impatience, "memory": habits.decay, "policy": name, "reward": users[0].mean(),
+            "low": low, "high": high, "length": users[1].mean(), "stars": users[2].mean(), **more}
+
+
+def world_rows(dataset: str, setting: lesson.Setting, habits: foresight.Habits,
+               pool: ProcessPoolExecutor) -> list[dict]:
+    """Return the rows of one world."""
+    jobs = {(kind, gamma): [pool.submit(trained, dataset, kind, gamma, habits, seed) for seed in SEEDS]
+            for kind, gamma in product(KINDS, (SETTINGS.gamma, 0.0))}
+    fixed = {name: (chosen, judged(setting, habits, policy)) for name, (chosen, policy) in
+             rules(setting, habits).items()}
+    rows = [row_of(name, habits, users, seeds=1, chosen=chosen) for name, (chosen, users) in fixed.items()]
+    room = fixed["planner"][1][0] - fixed["myopic oracle"][1][0]
+    runs = {which: [job.result() for job in some] for which, some in jobs.items()}
+    for (kind, gamma), some in runs.items():
+        users, more = np.mean(some, axis=0), {}
+        if gamma:
+            beside = np.mean(runs[kind, 0.0], axis=0)[0], fixed["hand-made rule"][1][0]
+            for name, other in zip(("gain", "over rule"), beside, strict=True):
+                low, high = evaluation.bootstrap(users[0] - other)
+                more |= {name: (users[0] - other).mean(), f"{name} low": low, f"{name} high": high}
+            more["share of the planner's gain"] = more["gain"] / room.mean() if room.mean() > 0.01 else None
+        rows.append(row_of(f"{kind}, γ = {gamma:g}", habits, users, seeds=len(some), gamma=gamma,
+                           **{"reward by seed": [run[0].mean() for run in some]}, **more))
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """Return docs/results.md's table: reward by κ, and at the largest κ what foresight gains, with its interval."""
+    at = pd.DataFrame(rows)
+    kappas, names = sorted(at["impatience"].unique()), at["policy"].unique()
+    lines = ["| films taken in a session | " + " | ".join(f"κ = {kappa:g}" for kappa in kappas)
+             + f" | γ over γ = 0, κ = {kappas[-1]:g} | 95 % over people |", "| --- |" + " ---: |" * (len(kappas) + 2)]
+    for name in names:
+        own = at[at["policy"] == name].set_index("impatience").loc[kappas]
+        last = own.iloc[-1]
+        gain = " | " if np.isnan(last["gain"]) else (
+            f"{last['gain']:+.1f} | {last['gain low']:+.1f} – {last['gain high']:+.1f}")
+        lines.append(f"| {name} | " + " | ".join(f"{reward:.1f}" for reward in own["reward"]) + f" | {gain} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", default=DEFAULT_DATASET)
+    parser.add_argument("--lanes", type=int, default=2, help="trainings at a time, one thread each")
+    options = parser.parse_args()
+    path = res_dir(options.dataset) / "foresight.json"
+    setting, observed = setting_of(options.dataset)
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
+    done = {(row["impatience"], row["memory"]) for row in stored["rows"]}
+    with ProcessPoolExecutor(options.lanes, mp_context=get_context("spawn")) as pool:
+        for kappa, decay in WORLDS:
+            if (kappa, decay) in done:
+                continue
+            habits = foresight.Habits(impatience=kappa, decay=decay)
+            rows = world_rows(options.dataset, setting, habits, pool)
+            stored["rows"] += json.loads(json.dumps(rows, default=float))
+            stored |= {"observed": observed, "people": len(setting.judges), "rounds": ROUNDS}
+            stored["rows"].sort(key=lambda row: (row["impatience"], row["memory"]))
+            write_json(path, stored)
+            print(pd.DataFrame(stored["rows"]).round(2).to_string(), flush=True)
+    if options.dataset == DEFAULT_DATASET:
+        replace_block("foresight", table(stored["rows"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""What the lesson cells of notes/15_foresight.ipynb define; `make agents` writes it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from helpers import evaluation, features
+from helpers.agents import d4pg, ddpg, rainbow
+from helpers.extra import foresight, simulator
+from helpers.frames import Frames, Transition, flatten
+from helpers.losses import log_policy, polyak
+
+
+@dataclass(frozen=True)
+class ForesightSettings:
+    """Hyperparameters of the agents that act: change them here."""
+
+    gamma: float = 0.95          # discount; its rival has 0
+    encoder: str = "attention"   # how networks read a state: a name of lesson 00, section 3
+    hidden_size: int = 128
+    dropout: float = 0.1         # of hidden units, and of a frame's items, at a training step
+    pretrain: int = 400          # steps of imitation of other people's logs, before the first act
+    updates: int = 40            # steps after each round
+    batch_size: int = 256
+    keep: int = 8                # rounds that are remembered
+    learning_rate: float = 1e-3
+    tau: float = 0.02            # share of the way the targets move, each step
+    n: int = 3                   # steps of a return, in D4PG and Rainbow
+    sharper: float = 5.0         # Rainbow acts by its values times this, for they differ little
+    cap: float = 10.0            # on REINFORCE's weights
+    entropy: float = 0.003       # weight of REINFORCE's entropy
+
+
+def item_vectors(train: pd.DataFrame, matrix: np.ndarray, item_ids: np.ndarray, n: int = 30,
+                 weight: float = 3.0) -> Tensor:
+    """Return (n_items, n + 2): the main directions of an item matrix; and raters (log) and mean rating, weighted."""
+    x = torch.as_tensor(matrix, dtype=torch.float32)
+    x = x - x.mean(dim=0)
+    left, size, _ = torch.linalg.svd(x, full_matrices=False)
+    x = (left * size)[:, :n]
+    votes = features.votes_of(train, item_ids)
+    facts = torch.as_tensor(features.standardise(votes.to_numpy(np.float64)), dtype=torch.float32)
+    return torch.cat([x / x.std(dim=0).mean().clamp(min=1e-6), weight * facts], dim=1)
+
+
+class Setting(NamedTuple):
+    """A world, and what agents and rules may know beforehand."""
+
+    world: foresight.World
+    content: np.ndarray   # (n, d) of its films
+    known: pd.DataFrame   # ratings of other users
+    frames: Frames        # their transitions
+    learners: Tensor      # people of the world that agents act on
+    judges: Tensor        # and the others
+
+
+def setting_of(ratings: pd.DataFrame, infos: dict, texts: dict, all_ids: np.ndarray, content: np.ndarray, seed: int,
+               share: float = 0.5, seen_enough: int = 10, most: tuple[int, int] = (600, 1_500)) -> Setting:
+    """Draw a `share` of the users for a world; of films those rated `seen_enough` times there; at `most` so many."""
+    users, rng = np.sort(ratings["user_id"].unique()), np.random.default_rng(seed)
+    of_world = ratings["user_id"].isin(rng.choice(users, min(most[0], int(share * len(users))), replace=False))
+    counts = ratings[of_world].groupby("item_id").size()
+    kept = np.isin(all_ids, counts[counts >= min(seen_enough, counts.median())].nlargest(most[1]).index)
+    known = ratings[~of_world & ratings["item_id"].isin(all_ids[kept])]
+    matrix = features.item_matrix(known, infos, texts)[kept]
+    frames = Frames(known, all_ids[kept], item_vectors(known, matrix, all_ids[kept]).numpy(), frame_size=10)
+    world = foresight.fit_world(ratings[of_world], all_ids[kept], content[kept])
+    people = torch.as_tensor(rng.permutation(len(world.user_ids)))
+    n = round(2 / 3 * len(people))
+    return Setting(world, content[kept], known, frames, people[:n], people[n:])
+
+
+def expected_liking(known: pd.DataFrame, item_ids: np.ndarray, content: np.ndarray) -> foresight.Policy:
+    """Return a policy that scores by expected stars: factors of other people's logs, and a user's own folded in."""
+    model = simulator.fit_world(known, item_ids, content)
+    x = torch.as_tensor(np.delete(model.items, 1, axis=1), dtype=torch.float32)                   # 1 and the factors
+    mean, bias = float(known["rating"].mean()), torch.as_tensor(model.items[:, 1], dtype=torch.float32)
+    outer = (x[:, :, None] * x[:, None]).flatten(1)
+    ridge = torch.diag(torch.tensor([simulator.BIAS_RIDGE] + [model.ridge or 1.0] * (x.shape[1] - 1)))
+
+    def score(visits: foresight.Visits) -> Tensor:
+        seen = (visits.rated > 0).float()
+        gram = (seen @ outer).unflatten(1, (x.shape[1], -1)) + ridge
+        own = torch.linalg.solve(gram, ((visits.rated - mean - bias) * seen @ x)[:, :, None])[:, :, 0]
+        return own @ x.T + bias
+    return score
+
+
+def rule_of(choice: foresight.Choice, liking: foresight.Policy, beta: float) -> foresight.Policy:
+    """Return a policy that scores by log-odds of being taken + β · expected stars: the hand-made rule."""
+    return lambda visits: choice((visits.rated > 0).float()) + beta * liking(visits)
+
+
+def bounds(known: pd.DataFrame, item_ids: np.ndarray) -> dict[str, foresight.Policy]:
+    """Return rules that take no account of the person."""
+    votes = torch.tensor(features.votes_of(known, item_ids).to_numpy(np.float32))
+    generator = torch.Generator().manual_seed(0)
+    return {"random": lambda visits: torch.rand(visits.shown.shape, generator=generator),
+            "popularity": lambda visits: votes[:, 0].expand(visits.shown.shape),
+            "mean rating": lambda visits: votes[:, 1].expand(visits.shown.shape)}
+
+
+def best_of(policies: dict[float, foresight.Policy], world: foresight.World, habits: foresight.Habits,
+            user: Tensor) -> tuple[float, foresight.Policy]:
+    """Return (number, policy) of the policy that earns most with `user`, two visits each."""
+    earned = {number: foresight.play(world, habits, policy, user, seed=1_000, repeats=2)["reward"].mean()
+              for number, policy in policies.items()}
+    best = max(earned, key=earned.get)
+    return best, policies[best]
+
+
+def planner_of(world: foresight.World, habits: foresight.Habits, user: Tensor) -> tuple[float, foresight.Policy]:
+    """Return (trust, policy) of the best planner."""
+    return best_of({trust: foresight.planner(world, habits, trust) for trust in (0.3, 0.6, 1.0)}, world, habits, user)
+
+
+def headroom(world: foresight.World, habits: foresight.Habits, user: Tensor, repeats: int = 3) -> dict[str, float]:
+    """Return what greed and foresight earn that know the world, and foresight's gain as a share, its trust untuned."""
+    greedy, far = (foresight.play(world, habits, policy, user, seed=99, repeats=repeats)["reward"].to_numpy()
+                   for policy in (foresight.myopic, foresight.planner(world, habits)))
+    low, high = evaluation.bootstrap(far - greedy)
+    return {"impatience": habits.impatience, "decay": habits.decay, "myopic oracle": greedy.mean(),
+            "planner": far.mean(), "gain": far.mean() / greedy.mean() - 1, "gain low": low / greedy.mean(),
+            "gain high": high / greedy.mean()}
+
+
+class Played:
+    """Sessions, one after the other, step by step, as the lessons' update functions read transitions.
+
+    items: (n, E). recent, recent_stars (N, F): the films last taken before each step, and their ratings. item (N,):
+    what was shown. taken, left, last (N,) bool; stars (N,), 0 where nothing was taken; log_b (N,): log-probability
+    that this film would be shown, as the policy that showed it had it.
+    """
+
+    def __init__(self, items: Tensor, parts: list[Tensor]):
+        self.items, self.device = items, items.device
+        (self.recent, self.recent_stars, self.item, self.taken, self.stars, self.left, self.last,
+         self.log_b) = parts
+        self.frame_size, self.embed_size = self.recent.shape[1], items.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+    def gather(self, index: Tensor) -> Transition:
+        """Return the transitions at index (B,): the reward is 1 if the film was taken, done 1 if the person left."""
+        v, stars, action = self.items[self.recent[index]], self.recent_stars[index], self.items[self.item[index]]
+        taken = self.taken[index][:, None]
+        next_v = torch.where(taken[:, :, None], torch.cat([v[:, 1:], action[:, None]], dim=1), v)
+        next_stars = torch.where(taken, torch.cat([stars[:, 1:], self.stars[index][:, None]], dim=1), stars)
+        return Transition(flatten(v, stars), action, taken.float(), flatten(next_v, next_stars),
+                          self.left[index].float()[:, None])
+
+
+class Sessions(Played):
+    """What was played, with what followed each step."""
+
+    def rows(self, index: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """Return the rows (B, n) of each step and the n − 1 after it, and which are of the same session."""
+        rows = (index[:, None] + torch.arange(n)).clamp(max=len(self) - 1)
+        ends = self.last[rows].long()
+        return rows, ends.cumsum(dim=1) == ends
+
+    def next_items(self, index: Tensor, n: int = 1) -> Tensor:
+        """Return (B, n) rows of the item matrix; −1 beyond the session."""
+        rows, within = self.rows(index, n)
+        return torch.where(within, self.item[rows], -1)
+
+    def next_rewards(self, index: Tensor, n: int = 1) -> tuple[Tensor, Tensor]:
+        """Return rewards (B, n), 0 beyond the session, and which are within it."""
+        rows, within = self.rows(index, n)
+        return self.taken[rows].float() * within, within
+
+    def returns(self, gamma: float) -> Tensor:
+        """Return (N,): Σ γᵏ·r from each step to the end of its session."""
+        total, last, following = self.taken.tolist(), self.last.tolist(), 0.0
+        for row in reversed(range(len(self))):
+            following = total[row] = total[row] + (0.0 if last[row] else gamma * following)
+        return torch.tensor(total, dtype=torch.float32)
+
+
+@torch.no_grad()
+def act_in(world: foresight.World, habits: foresight.Habits, network: nn.Module, items: Tensor, user: Tensor, seed: int,
+           sharper: float = 1.0, length: int = 40) -> list[Tensor]:
+    """Let people come once, and return the parts of `Sessions`; films are drawn with p ∝ exp(sharper · score)."""
+    visits, steps = foresight.Visits(world, habits, user, seed, length), []
+    generator = torch.Generator().manual_seed(seed)
+    network.eval()
+    while not visits.over:
+        log_p = log_policy(network(visits.states(items)) * sharper, items)
+        gumbel = -(-torch.rand(log_p.shape, generator=generator).clamp(1e-7, 1 - 1e-7).log()).log()
+        item = foresight.best_unseen(log_p + gumbel, visits)[:, 0]
+        before = visits.recent.clone(), visits.recent_stars.clone(), item
+        here, log_b = visits.here, log_p.gather(1, item[:, None])[:, 0]
+        _, *answer = visits.step(item)
+        steps.append((*before, *answer, ~visits.here, log_b, here))
+    network.train()
+    *parts, here = (torch.stack(part, dim=1) for part in zip(*steps, strict=True))  # (B, steps, …)
+    parts[6][:, -1] = True  # who is still here at the last step
+    return [part[here] for part in parts]
+
+
+def greedily(network: nn.Module, items: Tensor) -> foresight.Policy:
+    """Return the policy of a network whose proto-action's dot product with an item is its score."""
+    return lambda visits: network.eval()(visits.states(items)) @ items.T
+
+
+def reinforce_update(agent: dict, played: Sessions, index: Tensor, *, returns: Tensor, tau: float, cap: float,
+                     entropy: float, k: int = 1) -> dict:
+    """Make one step of top-K off-policy REINFORCE on the steps at index (B,); returns (N,) of all steps."""
+    t, goal = played.gather(index), returns[index][:, None]
+    value = agent["critic"](t.state, torch.zeros_like(t.action))
+    l_v = (value - goal).square().mean()
+    ddpg.descend(agent["critic_optimiser"], l_v)
+    log_pi = log_policy(agent["actor"](t.state), played.items)
+    chosen = log_pi.gather(1, played.item[index][:, None])  # π and β of the same film, the one that was shown
+    advantage = (goal - value.detach()) / returns.std().clamp(min=1e-6)
+    weight = top_k_weight(chosen.detach(), played.log_b[index][:, None], cap, k)
+    spread = -(log_pi.exp() * log_pi).sum(dim=1).mean()
+    loss = -(weight * advantage * chosen).mean() - entropy * spread
+    ddpg.descend(agent["actor_optimiser"], loss)
+    polyak(agent["actor_target"], agent["actor"], tau)
+    return {"loss/critic": l_v, "loss/actor": loss, "entropy": spread, "weight": weight.mean()}
+
+
+def top_k_weight(log_pi: Tensor, log_b: Tensor, cap: float, k: int) -> Tensor:
+    """Return min(cap, π/β) · K·(1 − π)^(K − 1), of any shape. Source: Chen et al. 2019, eq. 6 to 8."""
+    return (log_pi - log_b).exp().clamp(max=cap) * k * (1 - log_pi.exp()) ** (k - 1)
+
+
+def new_actor_in(kind: str, seed: int, frames: Frames, settings: ForesightSettings) -> dict:
+    """Return a fresh agent of a kind that has imitated the logs, with new optimisers."""
+    how = dict(hidden_size=settings.hidden_size, encoder=settings.encoder, dropout=settings.dropout,
+               item_dropout=settings.dropout)
+    if kind == "Rainbow":
+        agent = rainbow.new_rainbow_agent(seed, frames.items, frames.frame_size, 3e-3, noisy=False, **how)
+        imitate = partial(rainbow.rainbow_update, agent, frames, gamma=0.0, tau=0.05, decay=0.7, n=1, future=3,
+                          support=torch.linspace(-4, 5, 51))
+    else:
+        new = d4pg.new_d4pg_agent if kind == "D4PG" else ddpg.new_agent
+        agent = new(seed, frames.frame_size, frames.embed_size, 3e-3, **how)
+        imitate = partial(ddpg.update, agent, frames, gamma=0.0, tau=0.05, decay=0.7, future=3, value_weight=0.0)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(settings.pretrain):
+        imitate(torch.randint(len(frames), (min(settings.batch_size, len(frames)),), generator=generator))
+    for name in {"actor", "critic"} & set(agent):
+        agent[f"{name}_optimiser"] = torch.optim.AdamW(agent[name].parameters(), settings.learning_rate,
+                                                       weight_decay=1e-4, fused=True)
+    return agent
+
+
+def update_of(kind: str, agent: dict, played: Sessions, settings: ForesightSettings, gamma: float,
+              first: bool = False) -> Callable[[Tensor], dict]:
+    """Return the lesson's update of a kind; in the `first` round the critic learns alone."""
+    how = dict(tau=settings.tau)
+    if kind == "REINFORCE":
+        return partial(reinforce_update, agent, played, returns=played.returns(gamma), cap=settings.cap,
+                       entropy=settings.entropy, **how)
+    how |= dict(gamma=gamma, decay=0.7, future=1, stop_at_done=True)
+    if kind == "DDPG":
+        return partial(ddpg.update, agent, played, value_weight=1e-3 if first else 1.0, behaviour_weight=0.0, **how)
+    how |= dict(n=settings.n, support=torch.linspace(0, 1 / (1 - gamma), 51))  # of returns of ones, no more can come
+    if kind == "D4PG":
+        return partial(d4pg.d4pg_update, agent, played, value_weight=1e-3 if first else 1.0, behaviour_weight=0.0,
+                       **how)
+    return partial(rainbow.rainbow_update, agent, played, penalty=0.0, **how)
+
+
+def learn_by_acting(kind: str, gamma: float, world: foresight.World, habits: foresight.Habits, frames: Frames,
+                    user: Tensor, rounds: int, settings: ForesightSettings, seed: int = 0) -> tuple[dict, pd.DataFrame]:
+    """Return (agent, one row a round: films taken in a session, steps, stars above own mean) of acting on users."""
+    agent, memory, rows = new_actor_in(kind, seed, frames, settings), [], []
+    generator, own = torch.Generator().manual_seed(seed), world.own_mean[user]
+    for k in tqdm(range(rounds), desc=f"{kind}, γ = {gamma}, seed {seed}"):
+        memory = [*memory, act_in(world, habits, agent["actor"], frames.items, user, 10_000 * seed + k,
+                                  settings.sharper if kind == "Rainbow" else 1.0)][-settings.keep:]
+        played = Sessions(frames.items, [torch.cat(part) for part in zip(*memory, strict=True)])
+        step = update_of(kind, agent, played, settings, gamma, first=k == 0)
+        for _ in range(settings.updates * (3 if k == 0 else 1)):
+            step(torch.randint(len(played), (settings.batch_size,), generator=generator))
+        taken, stars = memory[-1][3:5]
+        rows.append({"taken": taken.sum().item() / len(user), "steps": len(taken) / len(user),
+                     "stars": (stars[taken].mean() - own.mean()).item()})
+    return agent, pd.DataFrame(rows, pd.RangeIndex(1, rounds + 1, name="round"))
+
+
+def draw_foresight(rows: pd.DataFrame, observed: dict[str, float]) -> plt.Figure:
+    """Draw what foresight gains and what films are taken, over impatience κ."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    at = rows.set_index(["impatience", "policy"])["reward"].unstack()
+    left.plot(at.index, at["planner"] - at["myopic oracle"], "k--", label="planner, over the myopic oracle")
+    for k, (name, own) in enumerate(rows[rows["gamma"] > 0].groupby("policy", sort=False)):
+        spread = [own["gain"] - own["gain low"], own["gain high"] - own["gain"]]
+        left.errorbar(own["impatience"] + 0.05 * (k - 1.5), own["gain"], yerr=spread, fmt="o-", capsize=2,
+                      color=f"C{k}", label=f"{name.partition(',')[0]}, over itself with γ = 0")
+        right.plot(at.index, at[name], "o-", color=f"C{k}", label=name)
+    for name, style in (("planner", "k--"), ("myopic oracle", "k:"), ("hand-made rule", "k-"), ("popularity", "C7-")):
+        right.plot(at.index, at[name], style, label=name)
+    left.axhline(0, color="grey", linewidth=0.8)
+    left.axvspan(observed["low"], observed["high"], color="C4", alpha=0.3, label="κ of the log's session ends")
+    for axis, label in ((left, "gain of foresight, films a session"), (right, "films taken in a session")):
+        axis.set(xlabel="impatience κ", ylabel=label)
+        axis.legend(fontsize="x-small")
+    return figure
