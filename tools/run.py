@@ -281,8 +281,8 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
                         "seconds": round(time.monotonic() - started, 1), "peak_gb": peak_gb()}
         write_json(record_path, record)
     bar.close()
-    if in_place:
-        replace_block("results", results_table(held_out_numbers(res_dir(dataset))))
+    if in_place and not (numbers := held_out_numbers(res_dir(dataset))).empty:
+        replace_block("results", results_table(numbers))
     print(closing_table(dataset, record, stale))
     if quick:
         print("\nQUICK: one seed and few steps, to see that all runs; these numbers are no results")
