@@ -29,14 +29,18 @@ BETAS, WORLD_SEED, ROUNDS, REPEATS = (0.0, 1.0, 2.0, 4.0, 8.0), 1, 20, 6
 SETTINGS = lesson.ForesightSettings()
 
 
+def log_of(dataset: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Return (ratings, item ids (n,), content vectors (n, d))."""
+    return (datasets.read_ratings(datasets.fetch(dataset)),
+            *features.read_item_matrix(data_dir(dataset) / "embeddings_content.npz"))
+
+
 @cache
-def setting_of(dataset: str) -> tuple[lesson.Setting, list[dict]]:
-    """Return lesson 15's setting, and what the log says of habits."""
-    ratings, home = datasets.read_ratings(datasets.fetch(dataset)), data_dir(dataset)
-    all_ids, content = features.read_item_matrix(home / "embeddings_content.npz")
-    setting = lesson.setting_of(ratings, features.read_infos(home / "infos.json"),
-                                read_vectors(home / "texts_bert.p"), all_ids, content, WORLD_SEED)
-    return setting, foresight.observed_habits(ratings, all_ids, content).to_dict("records")
+def setting_of(dataset: str) -> lesson.Setting:
+    """Return lesson 15's setting, made once in each process."""
+    home, (ratings, ids, content) = data_dir(dataset), log_of(dataset)
+    return lesson.setting_of(ratings, features.read_infos(home / "infos.json"), read_vectors(home / "texts_bert.p"),
+                             ids, content, WORLD_SEED)
 
 
 def judged(setting: lesson.Setting, habits: foresight.Habits, policy: foresight.Policy) -> np.ndarray:
@@ -47,7 +51,7 @@ def judged(setting: lesson.Setting, habits: foresight.Habits, policy: foresight.
 def trained(dataset: str, kind: str, gamma: float, habits: foresight.Habits, seed: int) -> np.ndarray:
     """Return what `judged` says of an agent; in a process of its own."""
     torch.set_num_threads(1)
-    setting, _ = setting_of(dataset)
+    setting = setting_of(dataset)
     agent, _ = lesson.learn_by_acting(kind, gamma, setting.world, habits, setting.frames, setting.learners, ROUNDS,
                                       SETTINGS, seed)
     return judged(setting, habits, lesson.greedily(agent["actor_target"], setting.frames.items))
@@ -117,7 +121,7 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, default=2, help="trainings at a time, one thread each")
     options = parser.parse_args()
     path = res_dir(options.dataset) / "foresight.json"
-    setting, observed = setting_of(options.dataset)
+    setting, observed = setting_of(options.dataset), foresight.observed_habits(*log_of(options.dataset))
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
     done = {(row["impatience"], row["memory"]) for row in stored["rows"]}
     with ProcessPoolExecutor(options.lanes, mp_context=get_context("spawn")) as pool:
@@ -127,7 +131,7 @@ def main() -> None:
             habits = foresight.Habits(impatience=kappa, decay=decay)
             rows = world_rows(options.dataset, setting, habits, pool)
             stored["rows"] += json.loads(json.dumps(rows, default=float))
-            stored |= {"observed": observed, "people": len(setting.judges), "rounds": ROUNDS}
+            stored |= {"observed": observed.to_dict("records"), "people": len(setting.judges), "rounds": ROUNDS}
             stored["rows"].sort(key=lambda row: (row["impatience"], row["memory"]))
             write_json(path, stored)
             print(pd.DataFrame(stored["rows"]).round(2).to_string(), flush=True)

@@ -47,7 +47,7 @@ def test_a_step_by_hand():
     visits = Visits(world, Habits(impatience=2.0, decay=0.8, leave=0.1, satiation=0.6, recovery=0.5), torch.tensor([0]))
     assert visits.step(torch.tensor([2]))[2].item() == 4  # own mean 3, liked by 1
     assert visits.satisfaction.item() == pytest.approx(0.2) and visits.tired[0, 4].item() == pytest.approx(0.6)
-    assert visits.leaving(visits.satisfaction).item() == pytest.approx(0.1 * np.exp(-0.4))
+    assert visits.habits.leaving(visits.satisfaction).item() == pytest.approx(0.1 * np.exp(-0.4))
     visits.here[:] = True  # whatever luck said
     assert visits.step(torch.tensor([3]))[2].item() == 1  # 3 − 2 − 0.6, to the nearest
     assert visits.satisfaction.item() == pytest.approx(0.8 * 0.2 + 0.2 * -2)

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import normalize
 from torch import Tensor
 
 from helpers.extra import simulator
@@ -36,6 +37,10 @@ class Habits(NamedTuple):
     leave: float = 0.1       # chance of leaving after a step, when satisfaction is 0
     satiation: float = 0.2   # stars lost by a film of cosine 1 to the one just taken
     recovery: float = 0.8    # share of that loss which is left a step later
+
+    def leaving(self, satisfaction: Tensor) -> Tensor:
+        """Return the chance of leaving: min(½, leave · exp(−κ · satisfaction)), any shape."""
+        return (self.leave * (-self.impatience * satisfaction).exp()).clamp(max=0.5)
 
 
 HABITS = Habits()
@@ -147,7 +152,7 @@ class Visits:
     """
 
     def __init__(self, world: World, habits: Habits, user: Tensor, seed: int = 0, length: int = 100, k: int = 1):
-        self.world, self.habits, self.user, self.k, self.steps = world, habits, user, k, 0
+        self.world, self.habits, self.user, self.steps = world, habits, user, 0
         self.length = min(length, (len(world.item_ids) - world.first.shape[1]) // k)
         self.luck = torch.rand(length, 3, len(user), generator=torch.Generator().manual_seed(seed))
         self.recent, self.recent_stars = world.first[user], world.first_stars[user]                    # (B, F)
@@ -166,16 +171,12 @@ class Visits:
         """Return (B, F·(E+1)), the state of `Transition` for an item matrix (n, E): the last F films taken."""
         return flatten(items[self.recent], self.recent_stars)
 
-    def leaving(self, satisfaction: Tensor) -> Tensor:
-        """Return the chance of leaving: min(½, leave · exp(−κ · satisfaction)), any shape."""
-        return (self.habits.leave * (-self.habits.impatience * satisfaction).exp()).clamp(max=0.5)
-
     def step(self, slate: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Show each a film (B,), or a slate (B, K) of which one is taken or none.
 
         Film i of a slate is taken with chance exp(aᵢ) / (1 + Σⱼ exp aⱼ), a their appeal, and then rated: liking −
         tiredness + noise, to the nearest of the stars. Satisfaction becomes ρ·satisfaction + (1 − ρ)·(rating − own
-        mean); of what is passed over nothing follows. Then the person leaves, or not (`leaving`).
+        mean); of what is passed over nothing follows. Then the person leaves, or not (`Habits.leaving`).
 
         Returns:
             item (B,), the one taken or else the first of the slate; taken (B,) bool; stars (B,), 0 where none was;
@@ -200,7 +201,7 @@ class Visits:
         self.rated[taken, item[taken]] = stars[taken]
         for recent, new in ((self.recent, item), (self.recent_stars, stars)):
             recent[taken] = torch.cat([recent[taken, 1:], new[taken, None]], dim=1)
-        left = (leave < self.leaving(self.satisfaction)) & self.here
+        left = (leave < habits.leaving(self.satisfaction)) & self.here
         self.here = self.here & ~left
         self.steps += 1
         return item, taken, stars, left
@@ -245,7 +246,7 @@ def planner(world: World, habits: Habits, trust: float = 0.6, bins: int = 16, de
     left out of C, so this is a lower bound on what foresight can reach; `trust` makes up for some of it.
     """
     grid = torch.linspace(-2.5, 2.5, 51)
-    p, leaving = world.appeal.sigmoid(), Visits(world, habits, torch.arange(1), length=1).leaving(grid)
+    p, leaving = world.appeal.sigmoid(), habits.leaving(grid)
     liking, order = world.liking.sort(dim=1)
     bins = min(bins, liking.shape[1])
     parts = p.gather(1, order).tensor_split(bins, dim=1), liking.tensor_split(bins, dim=1)
@@ -292,11 +293,7 @@ class Guests(gymnasium.Env):
         self.items = torch.as_tensor(item_matrix, dtype=torch.float32)
         if len(self.items) != len(world.item_ids):
             raise DataError(f"an item matrix of {len(self.items)} rows for {len(world.item_ids)} films of the world")
-        frame_size = world.first.shape[1]
-        low, high = (np.repeat(np.float32(ends), [frame_size * self.items.shape[1], frame_size])
-                     for ends in ((self.items.min(), world.stars[0]), (self.items.max(), world.stars[-1])))
-        self.observation_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
-        self.action_space = gymnasium.spaces.Discrete(len(self.items))
+        self.observation_space, self.action_space = simulator.spaces_of(self.items, world.first.shape[1], world.stars)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
@@ -346,7 +343,7 @@ def observed_habits(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.
     seconds = log["timestamp"].to_numpy(np.float64)
     same = np.r_[user[1:] == user[:-1], False]
     ends = ~same | (np.r_[np.diff(seconds), 0] >= pause)
-    vectors = similarity / np.maximum(np.linalg.norm(similarity, axis=1, keepdims=True), 1e-12)
+    vectors = normalize(np.asarray(similarity, np.float64))
     row = rows_of(log["item_id"], item_ids)
     cosine = np.r_[0.0, np.einsum("nd,nd->n", vectors[row[1:]], vectors[row[:-1]])]
     surprise = (deviation - deviation.groupby(log["item_id"]).transform("mean")).to_numpy()
