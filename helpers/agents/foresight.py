@@ -16,7 +16,7 @@ from helpers import evaluation, features
 from helpers.agents import d4pg, ddpg, rainbow
 from helpers.extra import foresight, simulator
 from helpers.frames import Frames, Transition, flatten
-from helpers.losses import log_policy, polyak
+from helpers.losses import log_policy, polyak, squared_error
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def reinforce_update(agent: dict, played: Sessions, index: Tensor, *, returns: T
     """Make one step of top-K off-policy REINFORCE on the steps at index (B,); returns (N,) of all steps."""
     t, goal = played.gather(index), returns[index][:, None]
     value = agent["critic"](t.state, torch.zeros_like(t.action))
-    l_v = (value - goal).square().mean()
+    l_v = squared_error(value, goal)
     ddpg.descend(agent["critic_optimiser"], l_v)
     log_pi = log_policy(agent["actor"](t.state), played.items)
     chosen = log_pi.gather(1, played.item[index][:, None])  # π and β of the same film, the one that was shown
@@ -264,12 +264,12 @@ def update_of(kind: str, agent: dict, played: Sessions, settings: ForesightSetti
         return partial(reinforce_update, agent, played, returns=played.returns(gamma), cap=settings.cap,
                        entropy=settings.entropy, **how)
     how |= dict(gamma=gamma, decay=0.7, future=1, stop_at_done=True)
+    climb = dict(value_weight=1e-3 if first else 1.0, behaviour_weight=0.0)  # of an actor beside a critic
     if kind == "DDPG":
-        return partial(ddpg.update, agent, played, value_weight=1e-3 if first else 1.0, behaviour_weight=0.0, **how)
+        return partial(ddpg.update, agent, played, **climb, **how)
     how |= dict(n=settings.n, support=torch.linspace(0, 1 / (1 - gamma), 51))  # of returns of ones, no more can come
     if kind == "D4PG":
-        return partial(d4pg.d4pg_update, agent, played, value_weight=1e-3 if first else 1.0, behaviour_weight=0.0,
-                       **how)
+        return partial(d4pg.d4pg_update, agent, played, **climb, **how)
     return partial(rainbow.rainbow_update, agent, played, penalty=0.0, **how)
 
 
