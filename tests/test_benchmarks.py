@@ -1,12 +1,13 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import agents, foresight, frames, results, scale, service, synthetic, whole_log
+from benchmarks import agents, estimates, foresight, frames, reinforce, results, scale, service, synthetic, whole_log
 from helpers.datasets import read_ratings
 from helpers.files import PROJECT
 from helpers.networks import Joint
@@ -57,6 +58,12 @@ def test_a_page_shows_what_foresight_gained():
     assert block("foresight", foresight.table(rows)) in page_of("foresight").read_text(encoding="utf-8")
     calm = {row["policy"]: row["reward"] for row in rows if row["impatience"] == 0}
     assert calm["planner"] == calm["myopic oracle"]  # the control
+
+
+@pytest.mark.parametrize(("mark", "table"), [("reinforce", reinforce.table), ("estimates", estimates.table)])
+def test_a_page_shows_what_a_log_taught_and_what_estimates_were_off(mark, table):
+    rows = pd.DataFrame(json.loads((PROJECT / "res" / f"{mark}.json").read_text(encoding="utf-8"))["rows"])
+    assert block(mark, table(rows)) in page_of(mark).read_text(encoding="utf-8")
 
 
 def test_a_page_shows_the_rows_of_ml_1m():

@@ -148,11 +148,12 @@ def test_the_kernel_is_of_this_python_whatever_jupyter_path_names(small_series, 
 
 
 def test_quick_shortens_the_parameters_alone_and_leaves_out_toys():
-    cells = [nbformat.v4.new_code_cell("SEEDS = (0, 1, 2)  # one training each\nK = 5"),
+    cells = [nbformat.v4.new_code_cell("SEEDS = (0, 1, 2)  # one training each\nK = 5\n    pretrain: int = 400"),
              nbformat.v4.new_code_cell("SEEDS = (1, 2)"), nbformat.v4.new_code_cell("toy = 1")]
     cells[0].metadata["tags"], cells[2].metadata["tags"] = ["parameters"], ["toy"]
     book = series.without_toys(series.shortened(nbformat.v4.new_notebook(cells=cells), series.QUICK))
-    assert [cell.source for cell in book.cells] == ["SEEDS = (0,)  # one training each\nK = 5", "SEEDS = (1, 2)"]
+    assert [cell.source for cell in book.cells] == [
+        "SEEDS = (0,)  # one training each\nK = 5\n    pretrain: int = 10  ", "SEEDS = (1, 2)"]
 
 
 def test_a_policy_that_ranks_below_popularity_is_not_shipped_in_silence(tmp_path, monkeypatch):

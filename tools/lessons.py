@@ -50,6 +50,10 @@ LESSONS = {
         "policies/whole_log.pt", "cases/whole_log.csv", "res/14_whole_log.json"), minutes=7),
     "15_foresight": Lesson(("infos.json", "texts_bert.p", "embeddings_content.npz", "res/foresight.json"),
                            ("res/foresight.png",), minutes=3),
+    "16_reinforce": Lesson(("infos.json", "texts_bert.p", "embeddings.npz", "embeddings_content.npz",
+                            "res/reinforce.json"), ("res/reinforce.png",), minutes=2),
+    "17_estimates": Lesson(("infos.json", "texts_bert.p", "embeddings_content.npz", "res/estimates.json"),
+                           ("res/estimates.png",), minutes=1),
 }
 
 

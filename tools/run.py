@@ -40,7 +40,7 @@ MOST_ITEMS = 100_000   # a step of 512 transitions then takes some 3 GB
 
 # what --quick puts in the place of parameters: the same code in a minute or two, for whoever tries whether it runs
 QUICK = {"SEEDS": "(0,)", "MAX_STEPS": "20", "MAX_PASSES": "3", "VALIDATE_EVERY": "10", "TRIAL_STEPS": "10",
-         "ABLATION_STEPS": "10", "FQE_STEPS": "10", "JUDGE_STEPS": "10", "ROUNDS": "2"}
+         "ABLATION_STEPS": "10", "FQE_STEPS": "10", "JUDGE_STEPS": "10", "ROUNDS": "2", "pretrain": "10"}
 LARGE, OF_LARGE = 100e6, {"SEEDS": "(0,)"}  # bytes of raw files above which one seed is trained for three: ML-10M's
 
 
@@ -103,7 +103,7 @@ def shortened(notebook: nbformat.NotebookNode, values: dict[str, str]) -> nbform
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
             for name, value in values.items():
-                cell.source = re.sub(rf"^{name} = [^#\n]*", f"{name} = {value}  ", cell.source, flags=re.M)
+                cell.source = re.sub(rf"^( *{name}(?:: \w+)?) = [^#\n]*", rf"\1 = {value}  ", cell.source, flags=re.M)
     return notebook
 
 

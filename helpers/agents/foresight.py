@@ -16,7 +16,7 @@ from helpers import evaluation, features
 from helpers.agents import d4pg, ddpg, rainbow
 from helpers.extra import foresight, simulator
 from helpers.frames import Frames, Transition, flatten
-from helpers.losses import log_policy, polyak, squared_error
+from helpers.losses import log_policy, polyak, sampled_items, squared_error
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class ForesightSettings:
     sharper: float = 5.0         # Rainbow acts by its values times this, for they differ little
     cap: float = 10.0            # on REINFORCE's weights
     entropy: float = 0.003       # weight of REINFORCE's entropy
+    k: int = 1                   # films of a slate
 
 
 def item_vectors(train: pd.DataFrame, matrix: np.ndarray, item_ids: np.ndarray, n: int = 30,
@@ -141,7 +142,7 @@ class Played:
     """
 
     def __init__(self, items: Tensor, parts: list[Tensor]):
-        self.items, self.device = items, items.device
+        self.items, self.device, self.parts = items, items.device, parts
         (self.recent, self.recent_stars, self.item, self.taken, self.stars, self.left, self.last,
          self.log_b) = parts
         self.frame_size, self.embed_size = self.recent.shape[1], items.shape[1]
@@ -178,33 +179,29 @@ class Sessions(Played):
         rows, within = self.rows(index, n)
         return self.taken[rows].float() * within, within
 
-    def returns(self, gamma: float) -> Tensor:
-        """Return (N,): Σ γᵏ·r from each step to the end of its session."""
-        total, last, following = self.taken.tolist(), self.last.tolist(), 0.0
-        for row in reversed(range(len(self))):
-            following = total[row] = total[row] + (0.0 if last[row] else gamma * following)
-        return torch.tensor(total, dtype=torch.float32)
-
 
 @torch.no_grad()
-def act_in(world: foresight.World, habits: foresight.Habits, network: nn.Module, items: Tensor, user: Tensor, seed: int,
-           sharper: float = 1.0, length: int = 40) -> list[Tensor]:
-    """Let people come once, and return the parts of `Sessions`; films are drawn with p ∝ exp(sharper · score)."""
-    visits, steps = foresight.Visits(world, habits, user, seed, length), []
+def act_in(world: foresight.World, habits: foresight.Habits, policy: foresight.Policy, note: Callable, user: Tensor,
+           seed: int, k: int = 1, length: int = 40) -> list[Tensor]:
+    """Let people come once, to slates of k films drawn by a policy's log-probabilities, of those not shown yet.
+
+    Returns, a row a step: what `note` says of the visits, then item, taken, stars, left, last, log_b of `Sessions`.
+    """
+    visits, steps = foresight.Visits(world, habits, user, seed, length, k), []
     generator = torch.Generator().manual_seed(seed)
-    network.eval()
     while not visits.over:
-        log_p = log_policy(network(visits.states(items)) * sharper, items)
+        log_p, before, here = policy(visits), note(visits), visits.here
         gumbel = -(-torch.rand(log_p.shape, generator=generator).clamp(1e-7, 1 - 1e-7).log()).log()
-        item = foresight.best_unseen(log_p + gumbel, visits)[:, 0]
-        before = visits.recent.clone(), visits.recent_stars.clone(), item
-        here, log_b = visits.here, log_p.gather(1, item[:, None])[:, 0]
-        _, *answer = visits.step(item)
-        steps.append((*before, *answer, ~visits.here, log_b, here))
-    network.train()
+        item, *answer = visits.step(foresight.best_unseen(log_p + gumbel, visits, k))
+        steps.append((*before, item, *answer, ~visits.here, log_p.gather(1, item[:, None])[:, 0], here))
     *parts, here = (torch.stack(part, dim=1) for part in zip(*steps, strict=True))  # (B, steps, …)
-    parts[6][:, -1] = True  # who is still here at the last step
+    parts[-2][:, -1] = True  # who is still here at the last step
     return [part[here] for part in parts]
+
+
+def softly(network: nn.Module, items: Tensor, sharper: float = 1.0) -> foresight.Policy:
+    """Return the log-probabilities of a network's softmax, sharper times as sharp."""
+    return lambda visits: log_policy(network.eval()(visits.states(items)) * sharper, items)
 
 
 def greedily(network: nn.Module, items: Tensor) -> foresight.Policy:
@@ -212,17 +209,18 @@ def greedily(network: nn.Module, items: Tensor) -> foresight.Policy:
     return lambda visits: network.eval()(visits.states(items)) @ items.T
 
 
-def reinforce_update(agent: dict, played: Sessions, index: Tensor, *, returns: Tensor, tau: float, cap: float,
-                     entropy: float, k: int = 1) -> dict:
-    """Make one step of top-K off-policy REINFORCE on the steps at index (B,); returns (N,) of all steps."""
-    t, goal = played.gather(index), returns[index][:, None]
+def reinforce_update(agent: dict, frames: Frames | Sessions, index: Tensor, *, returns: Tensor, log_b: Tensor,
+                     tau: float, cap: float, entropy: float, k: int = 1) -> dict:
+    """Make one step of top-K off-policy REINFORCE on the steps at index (B,); returns, log_b (N,) of all steps."""
+    t, goal = frames.gather(index), returns[index][:, None]
+    items, item = sampled_items(frames.items, frames.next_items(index))  # of a small catalogue all
     value = agent["critic"](t.state, torch.zeros_like(t.action))
     l_v = squared_error(value, goal)
     ddpg.descend(agent["critic_optimiser"], l_v)
-    log_pi = log_policy(agent["actor"](t.state), played.items)
-    chosen = log_pi.gather(1, played.item[index][:, None])  # π and β of the same film, the one that was shown
+    log_pi = log_policy(agent["actor"](t.state), items)
+    chosen = log_pi.gather(1, item)  # π and β of the same film, the one that was shown
     advantage = (goal - value.detach()) / returns.std().clamp(min=1e-6)
-    weight = top_k_weight(chosen.detach(), played.log_b[index][:, None], cap, k)
+    weight = top_k_weight(chosen.detach(), log_b[index][:, None], cap, k)
     spread = -(log_pi.exp() * log_pi).sum(dim=1).mean()
     loss = -(weight * advantage * chosen).mean() - entropy * spread
     ddpg.descend(agent["actor_optimiser"], loss)
@@ -256,13 +254,21 @@ def new_actor_in(kind: str, seed: int, frames: Frames, settings: ForesightSettin
     return agent
 
 
+def returns_of(taken: Tensor, last: Tensor, gamma: float) -> Tensor:
+    """Return (N,): Σ γᵏ·r from each step to the end of its session; taken, last (N,) bool."""
+    total, ends, following = taken.tolist(), last.tolist(), 0.0
+    for row in reversed(range(len(total))):
+        following = total[row] = total[row] + (0.0 if ends[row] else gamma * following)
+    return torch.tensor(total, dtype=torch.float32)
+
+
 def update_of(kind: str, agent: dict, played: Sessions, settings: ForesightSettings, gamma: float,
               first: bool = False) -> Callable[[Tensor], dict]:
     """Return the lesson's update of a kind; in the `first` round the critic learns alone."""
     how = dict(tau=settings.tau)
     if kind == "REINFORCE":
-        return partial(reinforce_update, agent, played, returns=played.returns(gamma), cap=settings.cap,
-                       entropy=settings.entropy, **how)
+        return partial(reinforce_update, agent, played, returns=returns_of(played.taken, played.last, gamma),
+                       log_b=played.log_b, cap=settings.cap, entropy=settings.entropy, k=settings.k, **how)
     how |= dict(gamma=gamma, decay=0.7, future=1, stop_at_done=True)
     climb = dict(value_weight=1e-3 if first else 1.0, behaviour_weight=0.0)  # of an actor beside a critic
     if kind == "DDPG":
@@ -273,14 +279,21 @@ def update_of(kind: str, agent: dict, played: Sessions, settings: ForesightSetti
     return partial(rainbow.rainbow_update, agent, played, penalty=0.0, **how)
 
 
+def last_taken(visits: foresight.Visits) -> tuple[Tensor, Tensor]:
+    """Return copies of the films each took last (B, F), and of their ratings."""
+    return visits.recent.clone(), visits.recent_stars.clone()
+
+
 def learn_by_acting(kind: str, gamma: float, world: foresight.World, habits: foresight.Habits, frames: Frames,
                     user: Tensor, rounds: int, settings: ForesightSettings, seed: int = 0) -> tuple[dict, pd.DataFrame]:
     """Return (agent, one row a round: films taken in a session, steps, stars above own mean) of acting on users."""
     agent, memory, rows = new_actor_in(kind, seed, frames, settings), [], []
     generator, own = torch.Generator().manual_seed(seed), world.own_mean[user]
     for k in tqdm(range(rounds), desc=f"{kind}, γ = {gamma}, seed {seed}"):
-        memory = [*memory, act_in(world, habits, agent["actor"], frames.items, user, 10_000 * seed + k,
-                                  settings.sharper if kind == "Rainbow" else 1.0)][-settings.keep:]
+        policy = softly(agent["actor"], frames.items, settings.sharper if kind == "Rainbow" else 1.0)
+        memory = [*memory, act_in(world, habits, policy, last_taken, user, 10_000 * seed + k,
+                                  settings.k)][-settings.keep:]
+        agent["actor"].train()
         played = Sessions(frames.items, [torch.cat(part) for part in zip(*memory, strict=True)])
         step = update_of(kind, agent, played, settings, gamma, first=k == 0)
         for _ in range(settings.updates * (3 if k == 0 else 1)):
@@ -289,6 +302,49 @@ def learn_by_acting(kind: str, gamma: float, world: foresight.World, habits: for
         rows.append({"taken": taken.sum().item() / len(user), "steps": len(taken) / len(user),
                      "stars": (stars[taken].mean() - own.mean()).item()})
     return agent, pd.DataFrame(rows, pd.RangeIndex(1, rounds + 1, name="round"))
+
+
+class TwoModels(NamedTuple):
+    """Score films by log-odds of being taken + β · expected stars, β = b₀ + b₁ · lately; a policy."""
+
+    choice: foresight.Choice
+    liking: foresight.Policy
+    b: Tensor  # (2,), or (B, 2) of each visitor
+
+    def __call__(self, visits: foresight.Visits) -> Tensor:
+        """Return scores (B, n)."""
+        stars, weight = self.liking(visits), 0.8 ** torch.arange(visits.recent.shape[1]).flip(0)
+        above = visits.recent_stars - visits.world.first_stars[visits.user].mean(dim=1, keepdim=True)
+        context = torch.stack([torch.ones(len(stars)), (above * weight).sum(dim=1) / weight.sum()], dim=1)
+        beta = (context * self.b).sum(dim=1, keepdim=True)
+        return self.choice((visits.rated > 0).float()) + beta * (stars - stars.mean(dim=1, keepdim=True))
+
+
+def discounted(world: foresight.World, habits: foresight.Habits, policy: foresight.Policy, user: Tensor, seed: int,
+               gamma: float, length: int = 40) -> Tensor:
+    """Let people come once; return (B,), the mean over each visit's steps of Σ γᵏ·r from there on."""
+    visits, steps = foresight.Visits(world, habits, user, seed, length), []
+    while not visits.over:
+        here = visits.here
+        steps.append((visits.step(foresight.best_unseen(policy(visits), visits))[1].float(), here.float()))
+    following, total = torch.zeros(len(user)), torch.zeros(len(user))
+    for taken, here in reversed(steps):
+        following = taken + gamma * following
+        total += following * here
+    return total / sum(here for _, here in steps)
+
+
+def learn_two_numbers(gamma: float, world: foresight.World, habits: foresight.Habits, choice: foresight.Choice,
+                      liking: foresight.Policy, user: Tensor, rounds: int, seed: int = 0, spread: float = 1.5,
+                      rate: float = 4.0) -> TwoModels:
+    """Return two models with the numbers that acting on users taught."""
+    b, generator = torch.zeros(2), torch.Generator().manual_seed(seed)
+    for k in range(rounds):
+        noise = torch.randn(len(user), 2, generator=generator)
+        goal = discounted(world, habits, TwoModels(choice, liking, b + spread * noise), user, 10_000 * seed + k, gamma)
+        advantage = (goal - goal.mean()) / goal.std().clamp(min=1e-6)
+        b = b + rate * min(1, 2 - 2 * k / rounds) * (advantage[:, None] * noise).mean(dim=0)
+    return TwoModels(choice, liking, b)
 
 
 def draw_foresight(rows: pd.DataFrame, observed: dict[str, float]) -> plt.Figure:
