@@ -1,7 +1,6 @@
 import hashlib
 import json
 import zipfile
-from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -43,11 +42,7 @@ def log(small, policies):
 
 
 def test_ips_sn_and_dr_of_three_rows_by_hand():
-    w, reward, q, v = [Fraction(2), Fraction(1, 2), Fraction(1)], [1, 0, 1], Fraction(1, 2), Fraction(3, 4)
-    ips = sum(a * r for a, r in zip(w, reward, strict=True)) / 3
-    sn = sum(a * r for a, r in zip(w, reward, strict=True)) / sum(w)
-    dr = sum(v + a * (r - q) for a, r in zip(w, reward, strict=True)) / 3
-    assert (ips, sn, dr) == (1, Fraction(6, 7), Fraction(7, 6))
+    w, reward = [2, 1 / 2, 1], [1, 0, 1]  # and a model that says q = ½ of each, v = ¾
     array, got, ones = np.array(w, float)[None, :, None], np.array(reward, float)[:, None], np.ones((1, 3))
     assert lesson.whole_session(array, got, ones).item() == pytest.approx(1)
     assert lesson.whole_session(array, got, ones, normalised=True).item() == pytest.approx(6 / 7)
@@ -117,12 +112,19 @@ def test_estimates_agree_with_the_truth_where_overlap_is_good(small, log, polici
     assert abs(by.loc[("first film", "IPS"), "estimate"] - first) < 0.1
     assert abs(by.loc[("first film", "DR"), "estimate"] - first) < 0.1
     assert abs(by.loc[("whole session", "model"), "estimate"] - whole) < 0.5
-    assert (rows["low"] <= rows["high"]).all() and rows["estimate"].notna().all()
+    assert rows["estimate"].notna().all() and (rows["low"] < rows["estimate"]).mean() > 0.9
     own = rows[(rows["policy"] == 0) & (rows["question"] == "whole session")].set_index("estimator")["estimate"]
     for name in ("log's mean", "first film, scaled", "IPS", "SN", "per-decision", "per-decision, SN"):
         assert own[name] == pytest.approx(per_session.mean())
-    said = lesson.summary(rows.assign(log=0))
-    assert set(said["τ"].dropna()) <= {-1.0, 1.0} and (said["regret"].dropna() >= 0).all()
+
+
+def test_two_logs_are_summed_up_by_hand():
+    rows = pd.DataFrame({"question": "first film", "estimator": "IPS", "sessions": 10, "log": [0, 0, 1, 1],
+                         "policy": [0, 1, 0, 1], "truth": [0.5, 0.2, 0.5, 0.2], "estimate": [0.6, 0.3, 0.2, 0.5],
+                         "low": 0.25, "high": 0.45, "effective": 5.0})
+    said = lesson.summary(rows).iloc[0]
+    assert said[["τ", "regret", "covered"]].tolist() == [0.0, pytest.approx(0.15), 0.0]  # right, then wrong by 0.3
+    assert said["bias"] == pytest.approx((0.1 + 0.2) / 2) and said["RMSE"] == pytest.approx((0.2 / 4) ** 0.5)
 
 
 def test_a_log_is_cut_to_its_first_sessions_and_steps(log):

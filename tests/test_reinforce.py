@@ -58,14 +58,15 @@ BETA, TAKEN = [0.1, 0.5, 0.2, 0.2], [0, 0, 1, 1]  # what β shows most is never 
 def test_with_its_weights_the_gradient_is_the_one_of_the_policy_itself():
     theta, log = [1.0, 0.0, 0.0, -1.0], log_by(BETA, TAKEN, 100_000)
     agent, pi = agent_of(theta), torch.tensor(theta).softmax(0)
-    step = reinforce.learner_of("REINFORCE, γ = 0", log, agent["actor"], replace(SETTINGS, entropy=0.0, cap=1e9), agent)
+    step = reinforce.learner_of("REINFORCE, γ = 0", log, agent["actor"], replace(SETTINGS, entropy=0.0, cap=1e9), agent,
+                                None)
     own = moved(step, agent, log)
     returns = acting.returns_of(log.taken, log.last, 0.0)
     expected = pi * (torch.tensor(TAKEN) - (pi * torch.tensor(TAKEN)).sum()) / returns.std()
     assert torch.nn.functional.cosine_similarity(own, expected, dim=0) > 0.999
     plain = agent_of(theta)
     step = reinforce.learner_of("REINFORCE, γ = 0, no weights", log, plain["actor"], replace(SETTINGS, entropy=0.0),
-                                plain)
+                                plain, None)
     assert torch.nn.functional.cosine_similarity(moved(step, plain, log), expected, dim=0) < 0.97
 
 
@@ -73,11 +74,23 @@ def test_films_drawn_apart_climb_the_chance_of_drawing_one_film_twice():
     theta, log = [1.0, 0.0, 0.0, -1.0], log_by(BETA, TAKEN, 100_000)
     agent, head = agent_of(theta), Constant(torch.tensor(BETA).log())
     torch.manual_seed(0)
-    step = reinforce.learner_of("REINFORCE, γ = 0, drawn apart", log, head, replace(SETTINGS, cap=1e9), agent)
+    step = reinforce.learner_of("REINFORCE, γ = 0, drawn apart", log, head, replace(SETTINGS, cap=1e9), agent, None)
     own, at = moved(step, agent, log), torch.tensor(theta, requires_grad=True)
     climb = torch.autograd.grad(at.softmax(0).square().sum(), at)[0]
     assert torch.nn.functional.cosine_similarity(own, climb, dim=0) > 0.99
     assert own[0] > 0 > own[2]  # the likeliest, which nobody takes; not what is taken
+
+
+def test_films_drawn_apart_learn_the_same_whatever_is_taken():
+    moves = []
+    for taken in (TAKEN, [1, 0, 0, 0]):
+        agent, log = agent_of([1.0, 0.0, 0.0, -1.0]), log_by(BETA, taken, 200_000)
+        torch.manual_seed(0)
+        settings = replace(SETTINGS, cap=10.0, k=4)
+        step = reinforce.learner_of("REINFORCE, γ = 0, drawn apart", log, Constant(torch.tensor(BETA).log()), settings,
+                                    agent, None)
+        moves.append(moved(step, agent, log))
+    assert torch.nn.functional.cosine_similarity(*moves, dim=0) > 0.98
 
 
 def test_k_keeps_a_likely_film_from_growing():
@@ -104,11 +117,12 @@ def test_the_behaviour_head_finds_beta():
 
 def test_imitation_follows_what_was_taken_and_reinforce_what_was_taken_more_often():
     agent, log = agent_of([0.0] * 4), log_by([0.25, 0.5, 0.2, 0.05], [0, 1, 0, 1])
-    step = reinforce.learner_of("imitation, taken films", log, agent["actor"], SETTINGS, agent)
+    step = reinforce.learner_of("imitation, taken films", log, agent["actor"], SETTINGS, agent, None)
     own = moved(step, agent, log)
     assert own[1] > 0 > own[3]  # a film that is always taken and seldom shown
     agent = agent_of([0.0] * 4)
-    step = reinforce.learner_of("REINFORCE, γ = 0", log, agent["actor"], replace(SETTINGS, entropy=0.0), agent)
+    step = reinforce.learner_of("REINFORCE, γ = 0", log, agent["actor"], replace(SETTINGS, entropy=0.0), agent,
+                                None)
     own = moved(step, agent, log)
     assert own[1] > 0 and own[3] > 0
 

@@ -313,11 +313,11 @@ class TwoModels(NamedTuple):
 
     def __call__(self, visits: foresight.Visits) -> Tensor:
         """Return scores (B, n)."""
-        stars, weight = self.liking(visits), 0.8 ** torch.arange(visits.recent.shape[1]).flip(0)
+        weight = 0.8 ** torch.arange(visits.recent.shape[1]).flip(0)
         above = visits.recent_stars - visits.world.first_stars[visits.user].mean(dim=1, keepdim=True)
-        context = torch.stack([torch.ones(len(stars)), (above * weight).sum(dim=1) / weight.sum()], dim=1)
+        context = torch.stack([torch.ones(len(above)), (above * weight).sum(dim=1) / weight.sum()], dim=1)
         beta = (context * self.b).sum(dim=1, keepdim=True)
-        return self.choice((visits.rated > 0).float()) + beta * (stars - stars.mean(dim=1, keepdim=True))
+        return self.choice((visits.rated > 0).float()) + beta * self.liking(visits)
 
 
 def discounted(world: foresight.World, habits: foresight.Habits, policy: foresight.Policy, user: Tensor, seed: int,
@@ -354,13 +354,13 @@ def draw_foresight(rows: pd.DataFrame, observed: dict[str, float]) -> plt.Figure
     left.plot(at.index, at["planner"] - at["myopic oracle"], "k--", label="planner, over the myopic oracle")
     for k, (name, own) in enumerate(rows[rows["gamma"] > 0].groupby("policy", sort=False)):
         spread = [own["gain"] - own["gain low"], own["gain high"] - own["gain"]]
-        left.errorbar(own["impatience"] + 0.05 * (k - 1.5), own["gain"], yerr=spread, fmt="o-", capsize=2,
+        left.errorbar(own["impatience"] + 0.05 * (k - 2), own["gain"], yerr=spread, fmt="o-", capsize=2,
                       color=f"C{k}", label=f"{name.partition(',')[0]}, over itself with γ = 0")
         right.plot(at.index, at[name], "o-", color=f"C{k}", label=name)
-    for name, style in (("planner", "k--"), ("myopic oracle", "k:"), ("hand-made rule", "k-"), ("popularity", "C7-")):
+    for name, style in (("planner", "k--"), ("myopic oracle", "k:"), ("hand-made rule", "k-"), ("popularity", "C8-")):
         right.plot(at.index, at[name], style, label=name)
     left.axhline(0, color="grey", linewidth=0.8)
-    left.axvspan(observed["low"], observed["high"], color="C4", alpha=0.3, label="κ of the log's session ends")
+    left.axvspan(observed["low"], observed["high"], color="C7", alpha=0.3, label="κ of the log's session ends")
     for axis, label in ((left, "gain of foresight, films a session"), (right, "films taken in a session")):
         axis.set(xlabel="impatience κ", ylabel=label)
         axis.legend(fontsize="x-small")

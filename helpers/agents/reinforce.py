@@ -72,7 +72,7 @@ def weighted_imitation(agent: dict, played: acting.Sessions, index: Tensor, *, w
 
 
 def learner_of(name: str, log: acting.Sessions, first: nn.Module, settings: acting.ForesightSettings, agent: dict,
-               head: nn.Module | None = None) -> Callable[[Tensor], dict]:
+               head: nn.Module) -> Callable[[Tensor], dict]:
     """Return index → one step of learning from a log; names as in res/reinforce.json."""
     kind, _, rest = name.partition(", ")
     gamma = 0.0 if "γ = 0" in rest else settings.gamma
@@ -87,7 +87,7 @@ def learner_of(name: str, log: acting.Sessions, first: nn.Module, settings: acti
     if "no weights" in rest:  # min(1, π/β) = 1
         settings = replace(settings, cap=1.0)
         log = acting.Sessions(log.items, [*log.parts[:-1], torch.full_like(log.log_b, -1e3)])
-    if head is not None and "β estimated" in rest:
+    if "β estimated" in rest:
         log = acting.Sessions(log.items, [*log.parts[:-1], log_chances(head, log)])
     step = acting.update_of(kind, agent, log, settings, gamma)
     held = {"Rainbow": {"penalty": 1.0}, "REINFORCE": {}}.get(kind, {"behaviour_weight": 1.0})  # to the log
@@ -102,7 +102,7 @@ def first_films(actor: nn.Module, world: foresight.World, items: Tensor, user: T
 
 
 def learn_from_log(name: str, log: acting.Sessions, start: dict, world: foresight.World, user: Tensor, steps: int,
-                   settings: acting.ForesightSettings, head: nn.Module | None = None, seed: int = 0,
+                   settings: acting.ForesightSettings, head: nn.Module, seed: int = 0,
                    look_every: int = 50) -> tuple[nn.Module, pd.Series]:
     """Return (actor, number of films on the first ten of user (U,), by step) after learning from a log."""
     agent, generator, films = deepcopy(start), torch.Generator().manual_seed(seed), {}
