@@ -6,7 +6,6 @@ makes them, with the behaviour policy; `policies`, what each target policy reall
 RMSE of it at the largest size.
 """
 
-import argparse
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from multiprocessing import get_context
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.foresight import setting_of
+from benchmarks.foresight import parser_of, setting_of
 from helpers.agents import estimates as lesson
 from helpers.extra import estimates, foresight
 from helpers.files import DEFAULT_DATASET, res_dir, write_json
@@ -74,9 +73,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", default=DEFAULT_DATASET)
-    parser.add_argument("--lanes", type=int, default=2, help="logs at a time, one thread each")
+    parser = parser_of(__doc__)
     parser.add_argument("--logs", type=int, default=LOGS)
     options = parser.parse_args()
     behaviours, targets = world_of(options.dataset)[3:5]

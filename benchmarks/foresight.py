@@ -129,11 +129,16 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser_of(about: str) -> argparse.ArgumentParser:
+    """Return what the studies of lessons 15 to 17 are asked with."""
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--dataset", default=DEFAULT_DATASET)
-    parser.add_argument("--lanes", type=int, default=2, help="trainings at a time, one thread each")
-    options = parser.parse_args()
+    parser.add_argument("--lanes", type=int, default=2, help="trainings, or logs, at a time, one thread each")
+    return parser
+
+
+def main() -> None:
+    options = parser_of(__doc__).parse_args()
     path = res_dir(options.dataset) / "foresight.json"
     setting, observed = setting_of(options.dataset), foresight.observed_habits(*log_of(options.dataset))
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}

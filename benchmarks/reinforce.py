@@ -6,7 +6,6 @@ interval over people, by seed too, length, stars, films on all first tens, gain 
 Writes res/reinforce.json.
 """
 
-import argparse
 import json
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -17,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.foresight import BETAS, setting_of
+from benchmarks.foresight import BETAS, models_of, parser_of, setting_of
 from helpers import evaluation
 from helpers.agents import foresight as acting
 from helpers.agents import reinforce as lesson
@@ -68,9 +67,7 @@ def learnt(dataset: str, name: str, seed: int) -> Result:
 def fixed(dataset: str) -> dict[str, Result]:
     """Return what is not learnt from the log, and its list of films by mean reward."""
     setting, log, start, _ = log_of(dataset, SEEDS[0])
-    rivals, ids = lesson.rivals_of(setting.known, setting.world, log), setting.world.item_ids
-    choice = foresight.fit_choice(setting.known, ids, known=10)
-    liking = acting.expected_liking(setting.known, ids, setting.content)
+    rivals, (choice, liking) = lesson.rivals_of(setting.known, setting.world, log), models_of(setting)
     earned = {beta: foresight.play(setting.world, HABITS, acting.rule_of(choice, liking, beta), setting.learners, 1_000,
                                    2, SLATE)["reward"].mean() for beta in BETAS}
     beta = max(earned, key=earned.get)
@@ -100,10 +97,7 @@ def table(rows: pd.DataFrame) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", default=DEFAULT_DATASET)
-    parser.add_argument("--lanes", type=int, default=2, help="trainings at a time, one thread each")
-    options = parser.parse_args()
+    options = parser_of(__doc__).parse_args()
     with ProcessPoolExecutor(options.lanes, mp_context=get_context("spawn")) as pool:
         jobs = {name: [pool.submit(learnt, options.dataset, name, seed) for seed in SEEDS] for name in FROM_LOG}
         done = {name: [result] for name, result in fixed(options.dataset).items()}
