@@ -266,13 +266,13 @@ def observed_returns(frames: Frames, gamma: float) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def calibration(value: Callable[[Tensor, Tensor], Tensor], frames: Frames, gamma: float, at_least: int = 30,
                 choose: Callable[[Tensor], Tensor] | None = None) -> pd.DataFrame:
-    """Return what a critic promises for logged actions, `promised`, beside what users really gave, `observed`.
+    """Return what a critic predicts for logged actions, `predicted`, beside what users really gave, `observed`.
 
     One row a transition with `at_least` steps to come: 0.9 to the power of 30 is 4 %.
 
     Args:
         value: state (B, …), action (B, E) → (B, 1).
-        choose: state → action (B, E) of the policy's own, for a column `own` with its promise.
+        choose: state → action (B, E) of the policy's own, for a column `own` with its prediction.
     """
     observed, left = observed_returns(frames, gamma)
     index = torch.nonzero(left >= at_least)[:, 0]
@@ -282,7 +282,7 @@ def calibration(value: Callable[[Tensor, Tensor], Tensor], frames: Frames, gamma
     parts = []
     for some in index.split((1 << 25) // len(frames.items)):  # `choose` may weigh the whole catalogue for each
         t = frames.gather(some)
-        answers = {"promised": t.action} | ({} if choose is None else {"own": choose(t.state)})
+        answers = {"predicted": t.action} | ({} if choose is None else {"own": choose(t.state)})
         parts.append({name: value(t.state, action)[:, 0].float().cpu() for name, action in answers.items()})
     columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return pd.DataFrame({**columns, "observed": observed[index]}, index=index.numpy())

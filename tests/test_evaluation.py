@@ -236,7 +236,7 @@ def test_observed_returns_by_hand_and_never_across_users(frames):
     assert left.tolist() == [4, 3, 2, 1, 1, 2, 1]
 
 
-def test_promises_stand_beside_the_returns_of_the_same_transitions(frames):
+def test_predictions_stand_beside_the_returns_of_the_same_transitions(frames):
     def value(state, action):
         return state[:, :1] + 10 * action[:, :1]
 
@@ -245,10 +245,10 @@ def test_promises_stand_beside_the_returns_of_the_same_transitions(frames):
     assert told.index.tolist() == rows
     assert told["observed"].tolist() == evaluation.observed_returns(frames, 0.5)[0][rows].tolist()
     t = frames.gather(torch.tensor(rows))
-    for name, action in (("promised", t.action), ("own", -t.state[:, :3])):
+    for name, action in (("predicted", t.action), ("own", -t.state[:, :3])):
         assert told[name].tolist() == pytest.approx(value(t.state, action)[:, 0].tolist(), rel=1e-6)
     with pytest.warns(UserWarning, match="no user has 77 steps to come"):
-        assert list(evaluation.calibration(value, frames, 0.5, at_least=77)) == ["promised", "observed"]
+        assert list(evaluation.calibration(value, frames, 0.5, at_least=77)) == ["predicted", "observed"]
 
 
 def test_popularity_counts_the_training_part_and_random_scores_repeat_for_a_seed(frames):

@@ -9,7 +9,7 @@ from helpers.networks import POLICIES, Critic
 
 
 def critic_of(checkpoint: dict) -> Callable:
-    """Return what a saved agent's critic promises: state (B, …), action (B, E) → (B, 1)."""
+    """Return what a saved agent's critic predicts: state (B, …), action (B, E) → (B, 1)."""
     parts, config, support = checkpoint["parts"], checkpoint["config"], checkpoint["meta"].get("support")
     if checkpoint["network"] == "Rainbow":
         network = POLICIES["Rainbow"](**config)
