@@ -1,6 +1,6 @@
 # make run   fetch the data, execute the lessons, print what they reached   (DATASET=name, folder or .zip;
 #            WORKERS=n or RAY_ADDRESS of a running cluster: lesson 13's workers, with Ray of requirements-ray.txt;
-#            QUICK=1: one seed and few steps, to see that all runs)
+#            QUICK=1: one seed and few steps, to see that all runs; ONLY="05 09": these and what they read from)
 # make check  style, types and unit tests: three minutes
 # make test  the same, every notebook cell by cell (those that train agents with few steps), and all of them, short, on
 #            three made tables; FULL=1 trains as the lessons do and compares every number: an hour
@@ -9,6 +9,7 @@
 #             answers, and with Ray how fast two workers make transitions: 18 minutes in all
 # make results  judge policies and baselines by every protocol of lesson 10, five seeds each, and the agents, policies
 #            and estimates of lessons 15 to 17 in their worlds: hours
+# make figures  draw lesson 09's debug figures anew from the last run, in half a minute, into data/<dataset>/res
 # make book  the lessons and the pages beside them as a site with search, in .book/html
 # make lab   open the lessons in JupyterLab
 # make serve  recommend in the browser with what lesson 11 wrote, at http://127.0.0.1:8000   (DATASET, ADDRESS, PORT)
@@ -20,7 +21,7 @@ PORT    ?= 8000
 BIN     := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run check test bench results book lab serve docker-check notes agents clean
+.PHONY: run figures check test bench results book lab serve docker-check notes agents clean
 .DELETE_ON_ERROR:
 
 .venv/ready: requirements.txt build/requirements.txt constraints.txt pyproject.toml
@@ -35,7 +36,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 	touch $@
 
 run: .venv/ready
-	@$(BIN)/python -m tools.run --dataset "$(DATASET)" --workers "$(WORKERS)" $(if $(QUICK),--quick)
+	@$(BIN)/python -m tools.run --dataset "$(DATASET)" --workers "$(WORKERS)" $(if $(QUICK),--quick) $(if $(ONLY),--chain $(ONLY))
+
+figures: .venv/ready
+	@$(BIN)/python -m tools.run --dataset "$(DATASET)" --force 09
 
 check: .venv/ready-dev
 	$(BIN)/ruff check .
@@ -52,10 +56,10 @@ test: .venv/ready-dev
 # Two lanes of one thread each do more than one of two. A lesson waits for those whose artefacts it reads; what others
 # wait for, or takes longest, stands first. nbval reads a cell's messages when the cell has ended and loses those
 # beyond 1,000, so progress bars send few.
-CHECKED := $(addprefix check-,05 08 06 07 14 15 16 17 11 12 13 09 10)
+CHECKED := $(addprefix check-,05 05b 08 06 07 14 15 16 17 11 12 13 10 09 10b)
 PYTEST  := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 TQDM_MININTERVAL=5 $(BIN)/python -m pytest -v
 NBVAL   := RECNN_ROOT=$(CURDIR)/.test RECNN_STRICT=$(FULL) $(PYTEST) --nbval-cell-timeout=3600
-SHORT   := 05 06 07 08 09 10 11 14 15 16 17  # train agents, or read what was trained: with few steps the numbers are others
+SHORT   := 05 05b 06 07 08 09 10 10b 11 14 15 16 17  # train agents, or read what was trained: with few steps the numbers are others
 .PHONY: check-data check-units check-types check-ray check-tables $(CHECKED)
 # all lessons, short, on three made tables as people have them
 check-tables:
@@ -73,12 +77,13 @@ check-ray: .venv/with-ray/ready
 	RECNN_ROOT=$(CURDIR)/.test/ray PYTHONPATH=$(CURDIR)/.venv/with-ray $(PYTEST) tests/test_cluster.py
 check-data:
 	$(BIN)/python -m tools.run --copies .test/short
-	$(NBVAL) --nbval notes/0[0-4]_*.ipynb docs/answers.ipynb
+	$(NBVAL) --nbval notes/0[0-4]*_*.ipynb docs/answers.ipynb
 $(CHECKED): check-%:
 	$(NBVAL) $(if $(FULL),--nbval notes,$(if $(filter $*,$(SHORT)),--nbval-lax .test/short,--nbval notes))/$*_*.ipynb
 check-05 check-12 check-13 check-15 check-16 check-17: check-data
-check-06 check-07 check-08 check-11 check-14: check-05
-check-09 check-10: check-06 check-07 check-08
+check-05b: check-05
+check-06 check-07 check-08 check-10 check-11 check-14: check-05b
+check-09 check-10b: check-06 check-07 check-08
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.frames

@@ -89,7 +89,7 @@ def main() -> None:
             for row in lesson.summary(own).assign(behaviour=name).to_dict("records")]
     said = [{key: None if isinstance(value, float) and np.isnan(value) else value for key, value in row.items()}
             for row in said]
-    write_json(res_dir(options.dataset) / "estimates.json", {
+    write_json(res_dir(options.dataset, committed=True) / "estimates.json", {
         "values": {name: dict(zip(("first film", "whole session", "standard error"), value, strict=True))
                    for name, value in values.items()},
         "logs": options.logs, "draws": DRAWS, "rows": said, "policies": by_policy(rows, list(targets))})

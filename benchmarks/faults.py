@@ -17,7 +17,7 @@ FAULTS = [
     ("agents/ddpg.py", 'agent["critic_target"](t.next_state, next_action)',
      'agent["critic"](t.next_state, next_action)', "rl_invariants"),
     ("agents/ddpg.py", "loss = -value_weight * value", "loss = value_weight * value", "rl_invariants"),
-    ("agents/ddpg.py", "score = z if beta == torch.inf else log_p.gather(1, candidates) + beta * z",
+    ("agents/serving.py", "score = z if beta == torch.inf else log_p.gather(1, candidates) + beta * z",
      "score = z if beta == torch.inf else log_p.gather(1, candidates) - beta * z", "recommenders service"),
     ("agents/d4pg.py", "-value_weight * q.mean()", "value_weight * q.mean()", "d4pg rl_invariants"),
     ("agents/d4pg.py", "l_z = (weights[:, 0].to(surprise.device) * surprise).mean()", "l_z = surprise.mean()", "d4pg"),

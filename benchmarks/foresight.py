@@ -91,7 +91,7 @@ def row_of(name: str, habits: foresight.Habits, users: np.ndarray, **more: objec
 
 def world_rows(dataset: str, setting: lesson.Setting, habits: foresight.Habits, pool: ProcessPoolExecutor,
                done: set[str]) -> list[dict]:
-    """Return the rows of one world, less those of agents that are done."""
+    """Return the rows of one world, without those of agents that are done."""
     jobs = {(kind, gamma): [pool.submit(trained, dataset, kind, gamma, habits, seed) for seed in SEEDS]
             for kind, gamma in product(KINDS, (SETTINGS.gamma, 0.0)) if name_of(kind, gamma) not in done}
     if not jobs:
@@ -139,7 +139,7 @@ def parser_of(about: str) -> argparse.ArgumentParser:
 
 def main() -> None:
     options = parser_of(__doc__).parse_args()
-    path = res_dir(options.dataset) / "foresight.json"
+    path = res_dir(options.dataset, committed=True) / "foresight.json"
     setting, observed = setting_of(options.dataset), foresight.observed_habits(*log_of(options.dataset))
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
     with ProcessPoolExecutor(options.lanes, mp_context=get_context("spawn")) as pool:

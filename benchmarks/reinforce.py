@@ -104,7 +104,7 @@ def main() -> None:
         base = done["behaviour policy, its best"][0][0][0]
         rows = [row_of(name, runs, base) for name, runs in done.items()]
         rows += [row_of(name, [job.result() for job in some], base) for name, some in jobs.items()]
-    write_json(res_dir(options.dataset) / "reinforce.json", {"people": len(base), "steps": STEPS,
+    write_json(res_dir(options.dataset, committed=True) / "reinforce.json", {"people": len(base), "steps": STEPS,
                                                              "rows": json.loads(json.dumps(rows, default=float))})
     print(pd.DataFrame(rows).round(2).to_string())
     if options.dataset == DEFAULT_DATASET:

@@ -112,7 +112,7 @@ def judged_row(name: str, kind: str, protocol: str, runs: list[pd.DataFrame], cp
 
 
 def difference(users: dict[str, pd.DataFrame], one: str, other: str, metric: str = "NDCG@10") -> dict[str, Any]:
-    """Return one model's metric less another's on the same users, with its interval, and their ratio."""
+    """Return one model's metric minus another's on the same users, with its interval, and their ratio."""
     values = (users[one][metric] - users[other][metric]).dropna()
     low, high = evaluation.bootstrap(values)
     return {"one": one, "other": other, "metric": metric.lower(), "difference": round(float(values.mean()), 4),
@@ -218,17 +218,7 @@ def choose_all(agents: dict[str, list], histories: dict[float, UserHistory], til
             metric.lower(): round(float(means[metric]), 4) for metric in ("NDCG@10", "reward@10")})
             for key, means in tried.items()]
 
-    def once(recommend: Recommender) -> Recommender:  # the histories to choose by stay the same objects
-        known: dict[tuple, Tensor] = {}
-
-        def recall(history: Frames, user_ids: np.ndarray) -> Tensor:
-            key = id(history), user_ids.tobytes()
-            if key not in known:
-                known[key] = recommend(history, user_ids)
-            return known[key]
-        return recall
-
-    tilts = {by: once(tilt) for by, tilt in tilts.items()}
+    tilts = {by: recommenders.remembered(tilt) for by, tilt in tilts.items()}
     said = {(ridge, *say): judged(agents["supervised baseline"], term._replace(weight=say[0], rating_slope=say[1]))
             for ridge, term in histories.items() for say in SAYS}
     ridge, weight, slope = best = max(said, key=lambda key: said[key]["NDCG@10"])
@@ -244,7 +234,7 @@ def choose_all(agents: dict[str, list], histories: dict[float, UserHistory], til
 
 
 def differences_of(users: dict[str, pd.DataFrame]) -> list[dict]:
-    """Return what stands for ours, the tilted policies and what tilts them, less every other model."""
+    """Return what stands for ours, the tilted policies and what tilts them, minus every other model."""
     ours = [one for one in ("DDPG, with history", "DDPG, with history, tilted by expected stars",
                             "supervised baseline, with history, tilted by expected stars", "expected stars")
             if one in users]
@@ -487,7 +477,7 @@ def main() -> None:
     ratings = datasets.read_ratings(datasets.fetch(options.dataset))
     infos, vectors = features.read_infos(home / "infos.json"), read_vectors(home / "texts_bert.p")
     _, similarity = features.read_item_matrix(home / "embeddings_content.npz")
-    path = res_dir(options.dataset) / "results.json"
+    path = res_dir(options.dataset, committed=True) / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "protocols": {}}
     for protocol in options.protocols:
         if options.add_scores:

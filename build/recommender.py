@@ -96,7 +96,7 @@ def network(content: bytes) -> onnxruntime.InferenceSession:
 
 
 def tilted(log_p: np.ndarray, stars: np.ndarray, beta: np.ndarray) -> np.ndarray:
-    """Return log p + β·stars, less LAST where fewer than UNLIKED are expected; with β = 0 log p alone."""
+    """Return log p + β·stars, minus LAST where fewer than UNLIKED are expected; with β = 0 log p alone."""
     return np.where(beta > 0, log_p + beta * stars - LAST * (stars < UNLIKED), log_p)
 
 

@@ -74,7 +74,7 @@ class Because(Named):
 
 
 class Choice(Named):
-    score: Annotated[float, Field(description="log p(item | state) + β · expected stars, less 100 where they "
+    score: Annotated[float, Field(description="log p(item | state) + β · expected stars, minus 100 where they "
                                     "are below 2.5: the slate's order. Without "
                                     "a history: the log of the item's share of all ratings.")]
     stars: Annotated[float | None, Field(description="The stars that this person is expected to give; null without a "

@@ -227,10 +227,10 @@ def compare(models: dict[str, list[Recommender]], history: Frames,
 
 def differences(cases: dict[str, pd.DataFrame], model: str, others: list[str],
                 metrics: tuple[str, ...] = ("NDCG@10", "reward@10")) -> pd.DataFrame:
-    """Return `model` less each other, case by case: mean and 95 % interval, one row another model."""
+    """Return `model` minus each other, case by case: mean and 95 % interval, one row another model."""
     rows = []
     for other in others:
-        row = {f"{model} less …": other}
+        row = {f"{model} minus …": other}
         for metric in metrics:
             difference = cases[model][metric] - cases[other][metric]
             low, high = bootstrap(difference)

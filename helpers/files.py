@@ -40,9 +40,14 @@ def data_dir(dataset: str, root: Path = ROOT) -> Path:
     return folder
 
 
-def res_dir(dataset: str, root: Path = ROOT) -> Path:
-    """Return (and make) the folder for figures: res/ for the default data set, else data/<name>/res."""
-    folder = root / "res" if dataset == DEFAULT_DATASET else data_dir(dataset, root) / "res"
+def res_dir(dataset: str, root: Path = ROOT, committed: bool = False) -> Path:
+    """Return (and make) the folder for figures and tables of results, data/<name>/res.
+
+    What is committed of the default data set lies in res/ instead; so does what a lesson writes when it is executed as
+    it is committed (RECNN_COMMITTED=1, which `make notes` sets).
+    """
+    committed = committed or bool(os.environ.get("RECNN_COMMITTED"))
+    folder = root / "res" if committed and dataset == DEFAULT_DATASET else data_dir(dataset, root) / "res"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -61,7 +66,8 @@ def shown(path: Path) -> str:
 def need(path: Path, made_by: str) -> Path:
     """Return `path` if it exists; otherwise FileNotFoundError names it and the notebook to run."""
     if not Path(path).exists():
-        raise FileNotFoundError(f"{shown(path)} is not there yet: run notes/{made_by}.ipynb first")
+        raise FileNotFoundError(f"{shown(path)} is not there yet: run notes/{made_by}.ipynb first, or `make run "
+                                f"ONLY={made_by.split('_')[0]}`, which runs what that lesson reads from too")
     return Path(path)
 
 

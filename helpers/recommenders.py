@@ -36,6 +36,21 @@ def policy(actor: Callable[[Tensor], Tensor], term: Recommender | None = None) -
     return recommend
 
 
+def remembered(recommend: Recommender) -> Recommender:
+    """Ask for the scores of some users once, and keep them: for several weights tried of one term.
+
+    It knows a history by its object, so the histories have to live as long as what it returns.
+    """
+    known: dict[tuple, Tensor] = {}
+
+    def recall(history: Frames, user_ids: np.ndarray) -> Tensor:
+        key = id(history), user_ids.tobytes()
+        if key not in known:
+            known[key] = recommend(history, user_ids)
+        return known[key]
+    return recall
+
+
 def latest_ratings(history: Frames, user_ids: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return each rating of users, by user and item, but the later one alone of an item that a user rated twice.
 

@@ -22,7 +22,7 @@ class Task(NamedTuple):
     """Everything a training and its judgement need of a data set.
 
     split: ratings by purpose; the last of each user is the test, the one before is for validation.
-    frames: transitions to train on, of the training part less the users held out.
+    frames: transitions to train on, of the training part without the users held out.
     apart: transitions of the users held out.
     history, longer_history: all users' logs, of the training part, and with validation added.
     """

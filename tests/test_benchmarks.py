@@ -72,8 +72,8 @@ def test_a_page_shows_the_rows_of_ml_1m():
     assert shown in page_of("results-ml-1m").read_text(encoding="utf-8")
     rows = {row["name"]: row for row in result["rows"]}
     for each in result["protocols"]["last-1"]["differences"]:
-        less = rows[each["one"]][each["metric"]] - rows[each["other"]][each["metric"]]
-        assert each["difference"] == pytest.approx(less, abs=2e-4)
+        minus = rows[each["one"]][each["metric"]] - rows[each["other"]][each["metric"]]
+        assert each["difference"] == pytest.approx(minus, abs=2e-4)
         assert each["low"] < each["difference"] < each["high"]
 
 

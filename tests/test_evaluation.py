@@ -224,9 +224,9 @@ def test_compare_averages_seeds_and_differences_are_paired(frames_of, tmp_path):
     again = evaluation.read_cases(tmp_path / "cases.csv")
     assert list(again) == ["first", "both"]
     pd.testing.assert_frame_equal(again["both"], cases["both"])
-    less = evaluation.differences(again, "both", ["both", "first"])
-    assert less["NDCG@10"].tolist() == ["+0.000  [+0.000, +0.000]", "+0.000  [-0.185, +0.185]"]
-    assert less["both less …"].tolist() == ["both", "first"]
+    minus = evaluation.differences(again, "both", ["both", "first"])
+    assert minus["NDCG@10"].tolist() == ["+0.000  [+0.000, +0.000]", "+0.000  [-0.185, +0.185]"]
+    assert minus["both minus …"].tolist() == ["both", "first"]
 
 
 def test_observed_returns_by_hand_and_never_across_users(frames):

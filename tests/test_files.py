@@ -106,7 +106,8 @@ def test_shown_is_relative_to_the_project_or_the_name_alone(tmp_path):
 def test_folders_are_known_by_the_name_of_the_source(tmp_path, monkeypatch):
     for dataset in ("clicks", "some/where/clicks", "/tmp/clicks", "clicks.zip"):
         assert files.data_dir(dataset, tmp_path) == tmp_path / "data" / "clicks" and names(tmp_path) == ["data"]
-    assert files.res_dir("ml-100k", tmp_path) == tmp_path / "res"
+    assert files.res_dir("ml-100k", tmp_path) == tmp_path / "data" / "ml-100k" / "res"
+    assert files.res_dir("ml-100k", tmp_path, committed=True) == tmp_path / "res"
     assert files.res_dir("ml-20m", tmp_path) == tmp_path / "data" / "ml-20m" / "res"
     assert (tmp_path / "data" / "clicks").is_dir() and (tmp_path / "res").is_dir()
     for given, chosen in (("ml-20m", "ml-20m"), ("", "ml-100k")):

@@ -1,11 +1,14 @@
 """What a reader would stumble over in a notebook, whatever its code does."""
 
 import ast
+import json
 import re
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 
+from helpers.files import PROJECT
 from tools.export import AGENTS, NOTES, module_of
 from tools.lessons import LESSONS
 
@@ -153,6 +156,59 @@ def test_two_lessons_do_not_define_the_same_function():
 
 
 def test_agents_are_what_the_lesson_cells_define():
-    modules = {f"{path.stem[3:]}.py": source for path in PATHS if (source := module_of(path))}
+    modules = {f"{path.stem.partition('_')[2]}.py": source for path in PATHS if (source := module_of(path))}
     written = {path.name: path.read_text() for path in AGENTS.glob("*.py") if path.name != "__init__.py"}
     assert written == modules, "make agents"
+
+
+def tables_of(notebook):
+    """Yield (names of columns, rows of cells) of every table among the outputs."""
+    for output in outputs(notebook):
+        for table in BeautifulSoup(output.get("data", {}).get("text/html", ""), "html.parser").find_all("table"):
+            names, *_ = [[cell.get_text() for cell in row.find_all("th")] for row in table.thead.find_all("tr")]
+            yield names, [[cell.get_text() for cell in row.find_all(["th", "td"])]
+                          for row in table.tbody.find_all("tr")]
+
+
+def test_no_two_lessons_nor_results_state_different_numbers_of_a_model():
+    said: dict[tuple, dict[float, list[str]]] = {}
+
+    def say(key, value, where):
+        said.setdefault(key, {}).setdefault(round(float(value), 3), []).append(where)
+    for path in sorted((PROJECT / "res").glob("[01]*.json")):
+        for row in json.loads(path.read_text())["table"]:
+            for column in ("NDCG@10", "HR@10", "MRR", "reward@10"):
+                say((row["model"], column), row[column], path.name)
+    lessons = 0
+    for path in PATHS:
+        for names, rows in tables_of(nbformat.read(path, as_version=4)):
+            lessons += "NDCG@10 over seeds" in names  # the tables of held-out numbers
+            for row in rows if "NDCG@10 over seeds" in names else ():
+                for column in ("NDCG@10", "HR@10", "MRR", "reward@10"):
+                    say((row[names.index("model")], column), row[names.index(column)], path.stem)
+            if "predicted" in names and "observed" in names:  # of the agents' critics, in lessons 09 and 10b
+                for row in rows:
+                    if row[1] != "NaN":
+                        say((row[0].lower(), "predicted"), row[names.index("predicted")], path.stem)
+                        say((row[0].lower(), "observed"), row[names.index("observed")], path.stem)
+    assert lessons >= 6 and len({name for name, column in said if column == "predicted"}) >= 4
+    assert {key: where for key, where in said.items() if len(where) > 1} == {}
+
+
+def test_pictures_are_small_enough_to_be_shown_at_once(notebook):
+    for output in outputs(notebook):
+        assert len(output.get("data", {}).get("image/png", "")) < 4 / 3 * 100_000
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "res").glob("*.png")), ids=lambda path: path.name)
+def test_figures_are_small_enough_too(path):
+    assert path.stat().st_size < 100_000
+
+
+def test_sections_named_beside_the_articles_are_there():
+    rows = [line.split("|") for line in (PROJECT / "docs" / "articles.md").read_text().splitlines() if "](../n" in line]
+    for _, _, where, sections, *_ in (row for row in rows if len(row) > 3):
+        books = [nbformat.read(NOTES / name, as_version=4) for name in re.findall(r"notes/(\w+\.ipynb)", where)]
+        headings = " ".join(line for book in books for line in prose(book).splitlines() if line.startswith("#"))
+        for section in re.split(r"; |, (?=DRR)", sections.strip()):
+            assert section in headings, (where, section)

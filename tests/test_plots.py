@@ -3,6 +3,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from helpers import plots
 
@@ -69,3 +70,16 @@ def test_the_default_scale_leaves_out_a_few_extremes():
     matrix[1, :10] = 50.0
     mesh, = plots.heat_maps({"": matrix}, "").axes[0].collections
     assert mesh.get_clim() == (-1, 1)
+
+
+def test_a_saved_figure_has_the_same_picture_in_256_colours(tmp_path):
+    figure, axis = plt.subplots()
+    axis.imshow(np.random.default_rng(0).normal(size=(40, 40)).cumsum(axis=0), cmap="viridis")
+    figure.savefig(tmp_path / "all.png", dpi=100)
+    plots.save(figure, tmp_path / "few.png", dpi=100)
+    everything, few = (Image.open(tmp_path / f"{name}.png") for name in ("all", "few"))
+    assert few.mode == "P" and few.size == everything.size
+    off = np.abs(np.asarray(few.convert("RGB"), int) - np.asarray(everything.convert("RGB"), int))
+    assert off.mean() < 2 and np.quantile(off, 0.99) < 16
+    png = (tmp_path / "few.png").read_bytes()
+    assert len(png) < (tmp_path / "all.png").stat().st_size and len(plots.few_colours(png)) <= len(png)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers import recommenders
-from helpers.agents import ddpg
+from helpers.agents import serving
 from helpers.frames import Frames
 from helpers.networks import Actor, Critic
 from helpers.recommenders import UserHistory, fit_user_history
@@ -83,12 +83,12 @@ def test_the_policy_adds_it_to_the_proto_action_and_is_asked_in_eval_mode():
 def test_candidates_stand_on_top_in_the_order_of_policy_and_critic(beta, order):
     log_p, candidates = torch.tensor([[0.10, 0.05, 0.30, 0.54, 0.01]]).log(), torch.tensor([[3, 2, 0]])
     q = torch.tensor([[2.0, 1.0, 6.0]])
-    scores = ddpg.rerank(log_p, q, candidates, beta)
+    scores = serving.rerank(log_p, q, candidates, beta)
     assert scores.argsort(descending=True)[0].tolist() == order
     z = (q - 3) / 7 ** 0.5  # the standard deviation of 2, 1 and 6
     torch.testing.assert_close(scores.gather(1, candidates),
                                z if beta == torch.inf else log_p.gather(1, candidates) + beta * z)
-    alike = ddpg.rerank(log_p, torch.ones(1, 3), candidates, 1.0)  # a critic that cannot tell says nothing
+    alike = serving.rerank(log_p, torch.ones(1, 3), candidates, 1.0)  # a critic that cannot tell says nothing
     torch.testing.assert_close(alike.gather(1, candidates), log_p.gather(1, candidates))
 
 
@@ -100,8 +100,8 @@ def test_the_critic_chooses_among_the_best_unseen_items_of_actor_and_history():
         scores[[0, 1], [0, 3]] = -torch.inf                                # and their seen one
         best = scores.topk(2).indices
         order = critic.among(state, history.items[best]).argsort(descending=True)
-    found = ddpg.wolpertinger(history, users, actor=lambda state: torch.zeros(2, 4), critic=critic, k=2, beta=torch.inf,
-                              term=term)
+    found = serving.wolpertinger(history, users, actor=lambda state: torch.zeros(2, 4), critic=critic, k=2,
+                                 beta=torch.inf, term=term)
     assert torch.equal(found.topk(2).indices, best.gather(1, order))
 
 
@@ -117,4 +117,16 @@ def test_on_a_gpu_it_says_the_same():
 def test_a_single_candidate_is_ranked_first_whatever_the_critic_says():
     log_p, q = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[5.0]])
     for beta in (0.5, torch.inf):
-        assert ddpg.rerank(log_p, q, torch.tensor([[2]]), beta).argsort(descending=True).tolist() == [[2, 0, 1]]
+        assert serving.rerank(log_p, q, torch.tensor([[2]]), beta).argsort(descending=True).tolist() == [[2, 0, 1]]
+
+
+def test_remembered_scores_are_asked_once_for_the_same_users_of_the_same_history():
+    asked = []
+
+    def recommend(history, user_ids):
+        asked.append(user_ids.tolist())
+        return torch.as_tensor(user_ids)
+    once, one, other = recommenders.remembered(recommend), object(), object()
+    for history, users in ((one, [1, 2]), (one, [1, 2]), (one, [2, 1]), (other, [1, 2])):
+        assert once(history, np.array(users)).tolist() == users
+    assert asked == [[1, 2], [2, 1], [1, 2]]

@@ -1,4 +1,4 @@
-"""The protocols of lesson 10, its estimators, and what `make results` does with them."""
+"""The protocols of lesson 10, the estimators of lesson 10b, and what `make results` does with them."""
 
 import json
 
@@ -9,7 +9,8 @@ import torch
 
 from benchmarks import results
 from helpers import evaluation, recommenders
-from helpers.agents import evaluation as evaluation_lesson
+from helpers.agents.evaluation import over_users
+from helpers.agents.off_policy import fqe_update, new_judge, off_policy
 from helpers.frames import Frames
 from helpers.recommenders import UserHistory, fit_user_history
 
@@ -23,11 +24,6 @@ def ratings():
     rows = [(user, item, float(rng.integers(1, 6)), 3600 * (24 * user + step)) for user in range(12)
             for step, item in enumerate(rng.permutation(30)[:24])]
     return pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "timestamp"])
-
-
-@pytest.fixture
-def lesson():
-    return evaluation_lesson
 
 
 @pytest.mark.parametrize("protocol", ["last-1", "last-5", "temporal"])
@@ -121,42 +117,42 @@ def test_differences_are_paired_and_rows_say_their_spread():
     assert mean["NDCG@10"].tolist() == pytest.approx([0.45, 0.65, 0.85])
 
 
-def test_estimates_of_another_policy_by_hand(lesson):
+def test_estimates_of_another_policy_by_hand():
     reward, weight = np.array([1.0, 2.0, 4.0]), np.array([0.5, 1.0, 2.0])
     model_logged, model_policy = np.array([1.0, 1.0, 3.0]), np.array([2.0, 2.0, 3.0])
-    said = lesson.off_policy(reward, weight, model_logged, model_policy)
+    said = off_policy(reward, weight, model_logged, model_policy)
     assert said["IPS"] == pytest.approx((0.5 + 2 + 8) / 3) and said["SN"] == pytest.approx((0.5 + 2 + 8) / 3.5)
     assert said["DR"] == pytest.approx((2 + (2 + 1) + (3 + 2)) / 3) and said["model alone"] == pytest.approx(7 / 3)
     assert said["effective cases"] == pytest.approx(3.5 ** 2 / 5.25)
     assert said["mean weight"] == pytest.approx(3.5 / 3)
     assert 2 <= said["DR low"] < said["DR"] < said["DR high"] <= 5
     alike = np.repeat([0.0, 1.0], 50)  # fifty steps of a user say no more than one
-    assert lesson.over_users(alike, np.repeat([0, 1], 50)) == (0, 1)
-    low, high = lesson.over_users(alike, np.arange(100))
+    assert over_users(alike, np.repeat([0, 1], 50)) == (0, 1)
+    low, high = over_users(alike, np.arange(100))
     assert 0.35 < low < 0.45 and 0.55 < high < 0.65
 
 
-def test_a_policys_judge_learns_its_reward_alone_without_a_discount(lesson, twenty_users: Frames):
-    judge = lesson.new_judge(0, twenty_users, 3e-3, hidden_size=32)
+def test_a_policys_judge_learns_its_reward_alone_without_a_discount(twenty_users: Frames):
+    judge = new_judge(0, twenty_users, 3e-3, hidden_size=32)
     index = torch.arange(len(twenty_users))
-    first = lesson.fqe_update(judge, twenty_users, index, choose=None, gamma=0.0, tau=0.5)["loss/critic"].item()
+    first = fqe_update(judge, twenty_users, index, choose=None, gamma=0.0, tau=0.5)["loss/critic"].item()
     for _ in range(200):
-        last = lesson.fqe_update(judge, twenty_users, index, choose=None, gamma=0.0, tau=0.5)["loss/critic"].item()
+        last = fqe_update(judge, twenty_users, index, choose=None, gamma=0.0, tau=0.5)["loss/critic"].item()
     assert last < first / 3
 
 
-def test_a_policys_judge_asks_the_policy_about_the_next_state(lesson, twenty_users: Frames):
+def test_a_policys_judge_asks_the_policy_about_the_next_state(twenty_users: Frames):
     asked = []
 
     def choose(state):
         asked.append(state)
         return twenty_users.items[:1].expand(len(state), -1)
 
-    judge, index = lesson.new_judge(0, twenty_users, hidden_size=32), torch.arange(9)
+    judge, index = new_judge(0, twenty_users, hidden_size=32), torch.arange(9)
     t = twenty_users.gather(index)
     with torch.no_grad():
         y = t.reward + 0.9 * judge["critic_target"](t.next_state, twenty_users.items[:1].expand(9, -1))
         loss = (judge["critic"](t.state, t.action) - y).square().mean()
-    assert lesson.fqe_update(judge, twenty_users, index, choose=choose, gamma=0.9, tau=0.1)["loss/critic"].item() == \
+    assert fqe_update(judge, twenty_users, index, choose=choose, gamma=0.9, tau=0.1)["loss/critic"].item() == \
         pytest.approx(loss.item(), rel=1e-5)
     assert torch.equal(asked[0], t.next_state)

@@ -168,8 +168,8 @@ def test_6_both_kinds_of_q_and_the_distance_to_the_items_are_logged(agent, frame
     _, actions = training.read_log(tmp_path)
     assert {name: list(steps) for name, steps in actions.items()} == {"logged": [0], "actor": [1, 4],
                                                                       "actor_target": [1, 4]}
-    policies = {f"policies/{name}.pt" for name in AGENTS}
-    agents = [name for name, lesson in LESSONS.items() if policies & set(lesson.writes)]
+    watched = {f"runs/{name}/scalars.csv" for name in AGENTS}
+    agents = [name for name, lesson in LESSONS.items() if watched & set(lesson.writes)]
     assert all("training.watcher" in dict(calls(lesson)) for lesson in agents) and len(agents) > 3
 
 

@@ -34,7 +34,7 @@ def small_series(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "res_dir", lambda dataset: files.res_dir(dataset, tmp_path))
     monkeypatch.setattr(series, "shown", lambda path: path.name)
 
-    def run(first="x = 1", second="y = 2", ):
+    def run(first="x = 1", second="y = 2", options=()):
         home = tmp_path / "data" / "clicks"
         writes = {"01_a": home / "a.txt", "02_b": home / "res" / "b.txt"}
         for name, source in {"01_a": first, "02_b": second}.items():
@@ -42,7 +42,7 @@ def small_series(tmp_path, monkeypatch):
             cells = [source, "" if "no output" in source else write + "p.write_text(str(p.exists()))"]
             book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells if cell])
             nbformat.write(book, notes / f"{name}.ipynb")
-        return series.main(["--dataset", str(raw)]), home
+        return series.main(["--dataset", str(raw), *options]), home
     return run
 
 
@@ -147,6 +147,13 @@ def test_the_kernel_is_of_this_python_whatever_jupyter_path_names(small_series, 
     assert small_series(second=f"import sys; assert sys.executable == {sys.executable!r}")[0] == 0
 
 
+def test_chosen_lessons_run_alone_or_with_what_they_read_from(small_series, capfd):
+    assert small_series(options=("--force", "02"))[0] == 0 and ran(capfd.readouterr()) == ["02_b"]
+    assert small_series(options=("--chain", "01"))[0] == 0 and ran(capfd.readouterr()) == ["01_a"]
+    assert small_series(first="x = 3", options=("--chain", "02"))[0] == 0
+    assert sorted(ran(capfd.readouterr())) == ["01_a", "02_b"]
+
+
 def test_quick_shortens_the_parameters_alone_and_leaves_out_toys():
     cells = [nbformat.v4.new_code_cell("SEEDS = (0, 1, 2)  # one training each\nK = 5\n    pretrain: int = 400"),
              nbformat.v4.new_code_cell("SEEDS = (1, 2)"), nbformat.v4.new_code_cell("toy = 1")]
@@ -170,7 +177,7 @@ def names_of(*sources):
 
 
 def test_a_magic_in_a_cell_does_not_stop_the_rest_from_being_read():
-    assert names_of("%matplotlib inline", "from helpers import plots") == {"plots"}
+    assert names_of("%matplotlib inline", "from helpers import fast") == {"fast"}
 
 
 def test_ctrl_c_is_a_sentence_and_leaves_no_kernel(monkeypatch, tmp_path):
@@ -246,13 +253,13 @@ def test_every_lesson_reads_what_an_earlier_one_writes_or_what_is_committed():
 
 
 def test_a_lesson_is_stale_when_what_it_reads_or_imports_from_another_changes():
-    assert [name[:2] for name in lessons.before("10_evaluation")] == ["01", "03", "05", "06", "07", "08"]
-    code = series.code_of(nbformat.read(series.NOTES / "10_evaluation.ipynb", as_version=4))
+    assert [name.split("_")[0] for name in lessons.before("10b_off_policy")] == ["01", "03", "05b", "06", "07", "08"]
+    code = series.code_of(nbformat.read(series.NOTES / "10b_off_policy.ipynb", as_version=4))
     assert files.PROJECT / "helpers" / "agents" / "diagnostics.py" in series.modules_of(code)  # lesson 09's critic_of
 
 
 def test_make_waits_for_what_a_lesson_reads():
-    waits = {"data": set()}  # the target check-data holds lessons 00 to 04
+    waits: dict[str, set] = {"data": set()}  # the target check-data holds lessons 00 to 04
     for line in (files.PROJECT / "Makefile").read_text().splitlines():
         if line.startswith("check-") and ":" in line:
             left, right = (re.findall(r"check-(\w+)", side) for side in line.split(":", 1))
@@ -261,9 +268,10 @@ def test_make_waits_for_what_a_lesson_reads():
 
     def ready(name):
         return {name}.union(*(ready(each) for each in waits.get(name, ())))
-    for name in list(LESSONS)[5:]:
+    target = {name: name.split("_")[0] if name > "05" else "data" for name in LESSONS}
+    for name in list(LESSONS)[list(LESSONS).index("05_ddpg"):]:
         for other in lessons.before(name):
-            assert (other[:2] if other[:2] > "04" else "data") in ready(name[:2]), f"check-{name[:2]} reads of {other}"
+            assert target[other] in ready(target[name]), f"check-{target[name]} reads of {other}"
 
 
 @pytest.mark.parametrize("name", LESSONS)

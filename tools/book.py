@@ -23,6 +23,7 @@ notes/*
 ```{toctree}
 :hidden:
 :caption: Pages
+docs/articles
 docs/own_data
 docs/results
 docs/speed

@@ -52,7 +52,7 @@ def module_of(path: Path) -> str | None:
 def write(notes: Path = NOTES, agents: Path = AGENTS) -> None:
     """Write the module of every notebook that has lesson cells, where it has changed."""
     for path in sorted(notes.glob("*.ipynb")):
-        place, source = agents / f"{path.stem[3:]}.py", module_of(path)
+        place, source = agents / f"{path.stem.partition('_')[2]}.py", module_of(path)
         if source and not (place.exists() and place.read_text(encoding="utf-8") == source):
             with replacing(place) as beside:
                 beside.write_text(source, encoding="utf-8")

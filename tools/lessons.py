@@ -17,8 +17,12 @@ class Lesson(NamedTuple):
 
 def _agent(name: str, number: str) -> tuple[str, ...]:
     """Return what a lesson that trains an agent writes."""
-    return (f"policies/{name}.pt", f"cases/{name}.csv", f"runs/{name}/scalars.csv", f"runs/{name}/actions.npz",
-            f"res/{number}_{name}.json")
+    return (f"policies/{name}.pt", f"cases/{name}.csv", *_watched(name), f"res/{number}_{name}.json")
+
+
+def _watched(name: str) -> tuple[str, ...]:
+    """Return what a training of an agent leaves for lesson 09."""
+    return (f"runs/{name}/scalars.csv", f"runs/{name}/actions.npz")
 
 
 AGENTS = ("ddpg", "d4pg", "rainbow", "ode")
@@ -26,20 +30,22 @@ TASK = ("embeddings.npz", "infos.json")  # what helpers.task.load_task reads
 BASELINES = ("cases/ddpg.csv", "res/05_ddpg.json")
 LESSONS = {
     "00_architecture": Lesson(),
+    "00b_encoders": Lesson(),
     "01_data_parsing": Lesson(writes=("infos.json",)),
     "02_embeddings": Lesson(("infos.json",), ("texts_bert.p",)),
     "03_pca": Lesson(("infos.json", "texts_bert.p"), ("embeddings.npz", "embeddings_content.npz", "features.json")),
     "04_static_dataset": Lesson((*TASK, "res/bench_frames.json"), ("transitions.hdf5", "res/bench_frames.png")),
-    "05_ddpg": Lesson(TASK, _agent("ddpg", "05"), minutes=10),
+    "05_ddpg": Lesson(TASK, ("policies/ddpg_seeds.pt", *_watched("ddpg")), minutes=8),
+    "05b_serving": Lesson((*TASK, "policies/ddpg_seeds.pt"), ("policies/ddpg.pt", *BASELINES), minutes=3),
     "06_d4pg": Lesson((*TASK, *BASELINES), _agent("d4pg", "06"), minutes=6),
     "07_rainbow": Lesson((*TASK, *BASELINES), _agent("rainbow", "07"), minutes=5),
     "08_ode": Lesson((*TASK, *BASELINES), _agent("ode", "08"), minutes=9),
     "09_diagnostics": Lesson((*TASK, *(path for name in AGENTS for path in (
-        f"policies/{name}.pt", f"runs/{name}/scalars.csv", f"runs/{name}/actions.npz"))),
+        f"policies/{name}.pt", *_watched(name)))),
         ("res/graphs.png", "res/agents.png", "res/cov.png", "res/embeddings.png")),
-    "10_evaluation": Lesson((*TASK, "embeddings_content.npz", "res/results.json",
-                             *(f"policies/{name}.pt" for name in AGENTS)), ("res/calibration.png", "res/forest.png"),
-                            minutes=3.5),
+    "10_evaluation": Lesson((*TASK, "policies/ddpg.pt", "res/results.json"), ("res/forest.png",)),
+    "10b_off_policy": Lesson((*TASK, "embeddings_content.npz", "res/results.json",
+                              *(f"policies/{name}.pt" for name in AGENTS)), ("res/calibration.png",), minutes=2),
     "11_ship": Lesson((*TASK, "policies/ddpg.pt"), (
         *(f"build/model/{name}" for name in ("manifest.json", "actor.onnx", "critic.onnx", "items.npz", "items.json")),
         "res/search.png", "res/map.png"), minutes=1.5),

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,13 +30,14 @@ from tqdm import tqdm
 
 from helpers.datasets import fetch, fetch_model, read_items, read_links, read_ratings
 from helpers.files import DEFAULT_DATASET, PROJECT, DataError, data_dir, replacing, res_dir, shown, write_json
+from helpers.plots import few_colours
 from tools import export
 from tools.lessons import LESSONS, artefact, before
 from tools.readme import replace_block
 
 NOTES = export.NOTES
 FRAME, SLATE = 10, 10  # ratings in a state, and items on a slate, in all lessons
-FEWEST_USERS = 10      # with less, a lens of lesson 10 has nobody to look at
+FEWEST_USERS = 10      # with fewer, a lens of lesson 10 has nobody to look at
 MOST_ITEMS = 100_000   # a step of 512 transitions then takes some 3 GB
 
 # what --quick puts in the place of parameters: the same code in a minute or two, for whoever tries whether it runs
@@ -93,7 +95,7 @@ def state_of(paths: list[Path]) -> list | None:
 
 
 def without_toys(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Return the notebook less what is trained on toys, which no data set can change."""
+    """Return the notebook without what is trained on toys, which no data set can change."""
     notebook.cells = [cell for cell in notebook.cells if "toy" not in cell.metadata.get("tags", [])]
     return notebook
 
@@ -165,6 +167,8 @@ def execute(notebook: nbformat.NotebookNode, on_cell: Callable[[], None], datase
         if cell.cell_type == "code":  # a progress bar is for the one who waits, not for the one who reads
             cell.outputs = [output for output in cell.outputs
                             if "application/vnd.jupyter.widget-view+json" not in output.get("data", {})]
+            for data in (output.data for output in cell.outputs if "image/png" in output.get("data", {})):
+                data["image/png"] = b64encode(few_colours(b64decode(data["image/png"]))).decode()
 
 
 def explain(name: str, notebook: nbformat.NotebookNode, error: Exception) -> str:
@@ -204,8 +208,11 @@ def look_over(raw: Path) -> list[str]:
 
 
 def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: bool = False,
-        quick: bool = False) -> int:
-    """Run what is not up to date, show one progress bar and a closing table; return the exit code."""
+        quick: bool = False, chain: bool = False) -> int:
+    """Run what is not up to date, show one progress bar and a closing table; return the exit code.
+
+    With `chain` also what the chosen lessons read from, directly or through others.
+    """
     if os.environ.get("RECNN_WORKERS") or os.environ.get("RAY_ADDRESS"):  # asked for several workers, which take Ray
         from helpers.extra import cluster  # with PyTorch behind it, so only when needed
         cluster.chosen_workers(), cluster.ray()
@@ -224,6 +231,10 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
         lessons = {name: without_toys(lesson) for name, lesson in lessons.items()}
     outputs = {name: [artefact(dataset, path) for path in lesson.writes] for name, lesson in LESSONS.items()}
     written = {path for lesson in LESSONS.values() for path in lesson.writes}
+    chosen = {name for name in LESSONS if not only or name.startswith(tuple(only))}
+    asked = set(chosen)
+    for name in reversed(LESSONS) if chain else ():
+        chosen |= set(before(name, LESSONS)) if name in chosen else set()
     prints: dict[str, str] = {}
     stale = []
     for name, lesson in LESSONS.items():
@@ -232,9 +243,9 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
                  for place in (PROJECT / path, artefact(dataset, path))}
         prints[name] = fingerprint(lessons[name], [prints[each] for each in upstream], source, sorted(given))
         known = record.get(name, {})
-        chosen = not only or any(name.startswith(prefix) for prefix in only)
         current = known.get("fingerprint") == prints[name] and known.get("outputs") == state_of(outputs[name])
-        if chosen and (force or not current or any(each in stale for each in upstream)):
+        again = (force and name in asked) or not current or any(each in stale for each in upstream)
+        if name in chosen and again:
             stale.append(name)
     if stale:  # what is wrong with a table is said before any lesson starts
         for sentence in look_over(raw):
@@ -343,6 +354,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--in-place", action="store_true", help="write the outputs into notes/, as committed")
     parser.add_argument("--quick", action="store_true", help="one seed and few steps, to see that all runs")
     parser.add_argument("--copies", type=Path, help="run nothing: write shortened copies of the lessons there")
+    parser.add_argument("--chain", action="store_true", help="and the lessons that these read from")
     parser.add_argument("--force", action="store_true", help="run even what is up to date")
     options = parser.parse_args(arguments)
     if options.copies:
@@ -352,11 +364,12 @@ def main(arguments: list[str] | None = None) -> int:
                            options.copies / f"{name}.ipynb")
         return 0
     if options.in_place:  # what is committed must be as its text says
-        os.environ["RECNN_STRICT"] = "1"
+        os.environ["RECNN_STRICT"] = os.environ["RECNN_COMMITTED"] = "1"
     if options.workers:
         os.environ["RECNN_WORKERS"] = options.workers
     try:
-        return run(options.dataset or DEFAULT_DATASET, options.only, options.in_place, options.force, options.quick)
+        return run(options.dataset or DEFAULT_DATASET, options.only, options.in_place, options.force, options.quick,
+                   options.chain)
     except (DataError, OSError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

@@ -27,7 +27,7 @@ from helpers.replay import Prioritised
 from helpers.toy import STARS
 
 
-def expected_return(critic: Critic, state: Tensor, action: Tensor, support: Tensor) -> Tensor:
+def expected_value(critic: Critic, state: Tensor, action: Tensor, support: Tensor) -> Tensor:
     """Return E[Z(s, a)] (B, 1) of a categorical critic."""
     return mean_of(critic(state, action), support)
 
@@ -57,7 +57,7 @@ def d4pg_update(agent: dict, frames: Frames, batch: Tensor | tuple[Tensor, Tenso
         agent["replay"].update(index, surprise)
     scalars, proto_action = {"loss/critic": l_z, "Q/logged action": q.mean()}, agent["actor"](t.state)
     agent["critic"].requires_grad_(False)
-    q = expected_return(agent["critic"], t.state, mean_item(proto_action, items), support)
+    q = expected_value(agent["critic"], t.state, mean_item(proto_action, items), support)
     agent["critic"].requires_grad_(True)
     scalars["Q/policy's action"], loss = q.mean(), -value_weight * q.mean() / q.abs().mean().detach()
     if behaviour_weight:

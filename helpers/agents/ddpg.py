@@ -4,11 +4,9 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from helpers import evaluation
 from helpers.frames import Frames, Transition, to_autocast
 from helpers.losses import behaviour_loss, log_policy, mean_item, polyak, sampled_items, squared_error
 from helpers.networks import Actor, Critic
@@ -18,7 +16,7 @@ from helpers.networks import Actor, Critic
 class DDPGSettings:
     """Hyperparameters of DDPG, as lessons 05, 06 and 08 train it: change them here."""
 
-    encoder: str = "attention"   # how actor and critic read a state: a name of lesson 00, section 3
+    encoder: str = "attention"   # how actor and critic read a state: a name of lesson 00b
     critic_dropout: float = 0.3  # share of the critic's hidden units that are silent at a training step
     learning_rate: float = 3e-3  # of the actor; the critic learns at a third of it
     gamma: float = 0.9           # discount: a reward ten steps ahead counts a third
@@ -106,25 +104,3 @@ def new_agent(seed: int, frame_size: int, embed_size: int, learning_rate: float,
     for name, rate in (("actor", learning_rate), ("critic", learning_rate / 3)):
         agent[f"{name}_optimiser"] = torch.optim.AdamW(agent[name].parameters(), rate, weight_decay=1e-4, fused=True)
     return agent
-
-
-def rerank(log_p: Tensor, q: Tensor, candidates: Tensor, beta: float) -> Tensor:
-    """Return scores (B, n) with the candidates (B, k) on top, ordered by log p + β·z(Q); q (B, k), log_p (B, n)."""
-    z = (q - q.mean(dim=1, keepdim=True)) / q.std(dim=1, keepdim=True).nan_to_num().clamp(min=1e-6)
-    score = z if beta == torch.inf else log_p.gather(1, candidates) + beta * z
-    below = log_p - log_p.max() - 1 + score.min()  # whatever is no candidate comes after the last of them
-    return below.scatter(1, candidates, score)
-
-
-@torch.no_grad()
-def wolpertinger(history: Frames, user_ids: np.ndarray, *, actor: Actor, critic: Critic, k: int, beta: float,
-                 term: Callable | None = None) -> Tensor:
-    """Score the catalogue for users: the actor's k best unseen items re-ranked with the critic (a recommender)."""
-    state = history.last_states(user_ids)
-    proto_action = actor(state) if term is None else actor(state) + term(history, user_ids)
-    log_p = evaluation.mask_seen(log_policy(proto_action, history.items), history, user_ids).to(state.device)
-    candidates = log_p.topk(min(k, log_p.shape[1])).indices
-    at_once = max(1, (1 << 19) // candidates.shape[1])  # users: each candidate is a vector of its own in the critic
-    q = torch.cat([critic.among(some, history.items[rows]) for some, rows in zip(
-        state.split(at_once), candidates.split(at_once), strict=True)])
-    return rerank(log_p.clamp(min=-1e6), q, candidates, beta)

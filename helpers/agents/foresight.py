@@ -24,7 +24,7 @@ class ForesightSettings:
     """Hyperparameters of the agents that act: change them here."""
 
     gamma: float = 0.95          # discount; its rival has 0
-    encoder: str = "attention"   # how networks read a state: a name of lesson 00, section 3
+    encoder: str = "attention"   # how networks read a state: a name of lesson 00b
     hidden_size: int = 128
     dropout: float = 0.1         # of hidden units, and of a frame's items, at a training step
     pretrain: int = 400          # steps of imitation of other people's logs, before the first act

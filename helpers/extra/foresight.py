@@ -32,7 +32,7 @@ TOP = 100  # a user's most appealing films, whose chance of being taken is `leve
 class Habits(NamedTuple):
     """What is assumed of people, not fitted."""
 
-    impatience: float = 2.0  # κ: a star of satisfaction less makes leaving e^κ times as likely; 0: nobody cares
+    impatience: float = 2.0  # κ: one star less of satisfaction makes leaving e^κ times as likely; 0: nobody cares
     decay: float = 0.8       # ρ: share of satisfaction that outlasts a film; it remembers some 1/(1 − ρ) films
     leave: float = 0.1       # chance of leaving after a step, when satisfaction is 0
     satiation: float = 0.2   # stars lost by a film of cosine 1 to the one just taken
@@ -107,7 +107,7 @@ class World(NamedTuple):
     user_ids: np.ndarray   # (U,)
     item_ids: np.ndarray   # (n,)
     appeal: Tensor         # (U, n) log-odds that a film shown alone is taken
-    liking: Tensor         # (U, n) expected stars less the user's own mean
+    liking: Tensor         # (U, n) expected stars minus the user's own mean
     own_mean: Tensor       # (U,) each user's mean rating
     alike: Tensor          # (n, n) cosine of contents, negative ones 0
     first: Tensor          # (U, F) rows of the films each rated first, and
@@ -326,8 +326,8 @@ def observed_habits(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.
     """Return what a log with times says of `Habits`: estimate and 95 % interval over users, by observation alone.
 
     "impatience, of a session's end" and "…, of never coming back" are minus the slopes of the log-odds that the next
-    rating comes after `pause` seconds or more, or never, on satisfaction as `Visits` has it: ratings less the user's
-    own mean, weighed by age. "satiation" is minus the slope of a rating, less its user's and film's means, on the
+    rating comes after `pause` seconds or more, or never, on satisfaction as `Visits` has it: ratings minus the user's
+    own mean, weighed by age. "satiation" is minus the slope of a rating, minus its user's and film's means, on the
     cosine with the film before. Nobody chose at random what these people saw, so none of these is an effect.
     """
     log = in_order(ratings)
