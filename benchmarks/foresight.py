@@ -1,4 +1,4 @@
-"""Where foresight pays: `python -m benchmarks.foresight`, lesson 15's agents in four worlds; 40 minutes, two cores.
+"""Where foresight pays: `python -m benchmarks.foresight`, lesson 15's agents in six worlds; an hour, two cores.
 
 Everything is chosen on the people whom agents learn on (β of the hand-made rule, the planner's trust); the others
 judge once. Rows: impatience, memory, policy, seeds, reward with its 95 % interval over people, and for agents the
@@ -23,7 +23,7 @@ from helpers.extra import foresight
 from helpers.files import DEFAULT_DATASET, data_dir, read_vectors, res_dir, write_json
 from tools.readme import replace_block
 
-WORLDS = ((0.0, 0.8), (1.0, 0.8), (2.0, 0.8), (4.0, 0.8))  # (κ, ρ)
+WORLDS = ((0.0, 0.8), (1.0, 0.8), (2.0, 0.8), (4.0, 0.8), (4.0, 0.5), (4.0, 0.95))  # (κ, ρ)
 KINDS, SEEDS = ("DDPG", "D4PG", "Rainbow", "REINFORCE", "two numbers"), (0, 1)
 BETAS, WORLD_SEED, ROUNDS, REPEATS = (0.0, 1.0, 2.0, 4.0, 8.0), 1, 20, 6
 SETTINGS = lesson.ForesightSettings()
@@ -115,17 +115,19 @@ def world_rows(dataset: str, setting: lesson.Setting, habits: foresight.Habits, 
 
 
 def table(rows: list[dict]) -> str:
-    """Return docs/results.md's table: reward by κ, and at the largest κ what foresight gains, with its interval."""
-    at = pd.DataFrame(rows)
-    kappas, names = sorted(at["impatience"].unique()), at["policy"].unique()
-    lines = ["| films taken in a session | " + " | ".join(f"κ = {kappa:g}" for kappa in kappas)
-             + f" | γ over γ = 0, κ = {kappas[-1]:g} | 95 % over people |", "| --- |" + " ---: |" * (len(kappas) + 2)]
+    """Return docs/results.md's table: reward by world, and at the largest κ what foresight gains, with its interval."""
+    at = pd.DataFrame(rows).set_index(["impatience", "memory"])
+    worlds, names = sorted(set(at.index)), at["policy"].unique()
+    last = [world for world in worlds if world[0] == worlds[-1][0]]
+    heads = [f"κ = {kappa:g}, ρ = {decay:g}" for kappa, decay in worlds]
+    heads += [f"γ over γ = 0, ρ = {decay:g}" for _, decay in last]
+    lines = [f"| films taken in a session | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
     for name in names:
-        own = at[at["policy"] == name].set_index("impatience").loc[kappas]
-        last = own.iloc[-1]
-        gain = " | " if np.isnan(last["gain"]) else (
-            f"{last['gain']:+.1f} | {last['gain low']:+.1f} – {last['gain high']:+.1f}")
-        lines.append(f"| {name} | " + " | ".join(f"{reward:.1f}" for reward in own["reward"]) + f" | {gain} |")
+        own = at[at["policy"] == name]
+        cells = [f"{own.loc[world, 'reward']:.1f}" for world in worlds]
+        for gain, low, high in own.loc[last, ["gain", "gain low", "gain high"]].to_numpy():
+            cells.append("" if np.isnan(gain) else f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from benchmarks.service import answer, free_port, service, write_model
 from helpers.agents import ship
 from helpers.files import DEFAULT_DATASET, build_dir, replacing, res_dir
+from helpers.plots import few_colours
 
 HOSTILE = '<img src=x onerror="window.harmed=1"><b>Bold</b> & Sons'
 TITLES = ["Toy Story", "Fargo", "The Godfather", "Pulp Fiction", HOSTILE, "Unbreakable" * 9,
@@ -414,5 +415,5 @@ def test_a_picture_of_the_page_with_the_shipped_model(browser):
             settled(page)
         page.evaluate("document.activeElement.blur()")
         with replacing(path) as beside:
-            beside.write_bytes(page.screenshot())
-    assert 20_000 < path.stat().st_size < 300_000
+            beside.write_bytes(few_colours(page.screenshot()))
+    assert 20_000 < path.stat().st_size < 100_000

@@ -348,20 +348,25 @@ def learn_two_numbers(gamma: float, world: foresight.World, habits: foresight.Ha
 
 
 def draw_foresight(rows: pd.DataFrame, observed: dict[str, float]) -> plt.Figure:
-    """Draw what foresight gains and what films are taken, over impatience κ."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    at = rows.set_index(["impatience", "policy"])["reward"].unstack()
-    left.plot(at.index, at["planner"] - at["myopic oracle"], "k--", label="planner, over the myopic oracle")
-    for k, (name, own) in enumerate(rows[rows["gamma"] > 0].groupby("policy", sort=False)):
-        spread = [own["gain"] - own["gain low"], own["gain high"] - own["gain"]]
-        left.errorbar(own["impatience"] + 0.05 * (k - 2), own["gain"], yerr=spread, fmt="o-", capsize=2,
-                      color=f"C{k}", label=f"{name.partition(',')[0]}, over itself with γ = 0")
-        right.plot(at.index, at[name], "o-", color=f"C{k}", label=name)
-    for name, style in (("planner", "k--"), ("myopic oracle", "k:"), ("hand-made rule", "k-"), ("popularity", "C8-")):
+    """Draw what foresight gains over impatience κ (ρ = 0.8) and over memory ρ (κ = 4), and the films taken over κ."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    usual = rows[rows["memory"] == 0.8]
+    for axis, along, some in ((left, "impatience", usual), (middle, "memory", rows[rows["impatience"] == 4])):
+        at = some.set_index([along, "policy"])["reward"].unstack()
+        axis.plot(at.index, at["planner"] - at["myopic oracle"], "k--", label="planner, over the myopic oracle")
+        for k, (name, own) in enumerate(some[some["gamma"] > 0].groupby("policy", sort=False)):
+            spread = [own["gain"] - own["gain low"], own["gain high"] - own["gain"]]
+            axis.errorbar(own[along] + (at.index[-1] - at.index[0]) * (k - 2) / 80, own["gain"], yerr=spread, fmt="o-",
+                          capsize=2, color=f"C{k}", label=f"{name.partition(',')[0]}, over itself with γ = 0")
+        axis.axhline(0, color="grey", linewidth=0.8)
+    at = usual.set_index(["impatience", "policy"])["reward"].unstack()
+    styles = {name: f"C{k}o-" for k, name in enumerate(usual.loc[usual["gamma"] > 0, "policy"].unique())}
+    styles |= {"planner": "k--", "myopic oracle": "k:", "hand-made rule": "k-", "popularity": "C8-"}
+    for name, style in styles.items():
         right.plot(at.index, at[name], style, label=name)
-    left.axhline(0, color="grey", linewidth=0.8)
     left.axvspan(observed["low"], observed["high"], color="C7", alpha=0.3, label="κ of the log's session ends")
-    for axis, label in ((left, "gain of foresight, films a session"), (right, "films taken in a session")):
-        axis.set(xlabel="impatience κ", ylabel=label)
-        axis.legend(fontsize="x-small")
+    left.set(xlabel="impatience κ, with ρ = 0.8", ylabel="gain of foresight, films a session")
+    middle.set(xlabel="memory of satisfaction ρ, with κ = 4")
+    right.set(xlabel="impatience κ, with ρ = 0.8", ylabel="films taken in a session")
+    left.legend(fontsize="x-small"), right.legend(fontsize="x-small")
     return figure
