@@ -182,11 +182,16 @@ def faster_training() -> type:
     return RealPositions
 
 
+def shuffled(items: list[int], second: list[float]) -> list[int]:
+    """Return items in the order of their seconds, those of one second in an order drawn anew."""
+    return np.asarray(items)[np.lexsort((torch.rand(len(second)).numpy(), second))].tolist()
+
+
 def shuffled_ties() -> type:
     """Return RecTools' preparation of batches that puts ratings of the same second in another order each time.
 
     The order inside a second is arbitrary in MovieLens; our own agents are trained so. A weight says which ratings
-    share theirs.
+    share theirs. Ratings of one second that lie in two sessions stay there.
     """
     from rectools.models.nn.transformers.sasrec import SASRecDataPreparator
 
@@ -194,9 +199,8 @@ def shuffled_ties() -> type:
         """Shuffle what has the same weight."""
 
         def _collate_fn_train(self, batch: list[tuple]) -> dict[str, torch.Tensor]:
-            orders = [np.lexsort((torch.rand(len(second)).numpy(), second)) for _, second, *_ in batch]
-            return super()._collate_fn_train([(list(np.asarray(items)[order]), [1.0] * len(items), *more)
-                                              for (items, _, *more), order in zip(batch, orders, strict=True)])
+            return super()._collate_fn_train([(shuffled(items, second), [1.0] * len(items), *more)
+                                              for items, second, *more in batch])
 
     return ShuffledTies
 

@@ -120,7 +120,7 @@ def table(rows: list[dict]) -> str:
     worlds, names = sorted(set(at.index)), at["policy"].unique()
     last = [world for world in worlds if world[0] == worlds[-1][0]]
     heads = [f"κ = {kappa:g}, ρ = {decay:g}" for kappa, decay in worlds]
-    heads += [f"γ over γ = 0, ρ = {decay:g}" for _, decay in last]
+    heads += [f"γ over γ = 0, κ = {kappa:g}, ρ = {decay:g}" for kappa, decay in last]
     lines = [f"| films taken in a session | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
     for name in names:
         own = at[at["policy"] == name]

@@ -228,7 +228,7 @@ class Recommender:
         return np.concatenate([vectors.reshape(len(asks), -1), ratings], axis=1)
 
     def remembered(self, asks: list[Ask]) -> np.ndarray:
-        """Return (B, E) float32: what whole histories add to the proto-actions, lesson 05's history term.
+        """Return (B, E) float32: what whole histories add to the proto-actions, lesson 05b's history term.
 
         That is the sum of all rated items' vectors, each counted 1 + rating slope · (rating − 3), times a matrix.
         """
@@ -236,7 +236,7 @@ class Recommender:
         return np.stack(sums).astype(np.float32) @ self.user_history
 
     def tastes(self, asks: list[Ask]) -> tuple[np.ndarray, np.ndarray]:
-        """Return bias (B,) in stars and taste (B, E) of whole histories, by which lesson 05 expects stars of an item.
+        """Return bias (B,) in stars and taste (B, E) of whole histories, by which lesson 05b expects stars of an item.
 
         That is offset + bias + tasted · taste, where the taste is a ridge regression of the stars that were given.
         """

@@ -39,7 +39,8 @@ def policy(actor: Callable[[Tensor], Tensor], term: Recommender | None = None) -
 def remembered(recommend: Recommender) -> Recommender:
     """Ask for the scores of some users once, and keep them: for several weights tried of one term.
 
-    It knows a history by its object, so the histories have to live as long as what it returns.
+    It knows a history by its object, so the histories have to live as long as what it returns; it holds users × items
+    numbers of each.
     """
     known: dict[tuple, Tensor] = {}
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import results
+from benchmarks import baselines, results
 from helpers import evaluation, recommenders
 from helpers.agents.evaluation import over_users
 from helpers.agents.off_policy import fqe_update, new_judge, off_policy
@@ -156,3 +156,9 @@ def test_a_policys_judge_asks_the_policy_about_the_next_state(twenty_users: Fram
     assert fqe_update(judge, twenty_users, index, choose=choose, gamma=0.9, tau=0.1)["loss/critic"].item() == \
         pytest.approx(loss.item(), rel=1e-5)
     assert torch.equal(asked[0], t.next_state)
+
+
+def test_only_ratings_of_one_second_change_places_and_each_order_comes():
+    torch.manual_seed(0)
+    orders = {tuple(baselines.shuffled([7, 8, 9, 5], [1.0, 2.0, 2.0, 3.0])) for _ in range(40)}
+    assert orders == {(7, 8, 9, 5), (7, 9, 8, 5)}

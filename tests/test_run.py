@@ -154,6 +154,18 @@ def test_chosen_lessons_run_alone_or_with_what_they_read_from(small_series, capf
     assert sorted(ran(capfd.readouterr())) == ["01_a", "02_b"]
 
 
+def test_a_number_chooses_one_lesson_and_one_that_is_not_there_is_named(small_series, monkeypatch, capfd):
+    monkeypatch.setattr(series, "LESSONS", {"01_a": Lesson((), ("a.txt",)), "02_b": Lesson(("a.txt",), ("res/b.txt",)),
+                                            "02b_c": Lesson(("res/b.txt",))})
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("z = 1")]), series.NOTES / "02b_c.ipynb")
+    for options, lessons_run in ((("--force", "02"), ["02_b"]), (("--chain", "02b"), ["01_a", "02_b", "02b_c"])):
+        assert small_series(options=options)[0] == 0 and sorted(ran(capfd.readouterr())) == lessons_run
+    assert small_series(second="y = 9", options=("--force", "--chain", "02b"))[0] == 0  # what is up to date is kept
+    assert sorted(ran(capfd.readouterr())) == ["02_b", "02b_c"]
+    assert small_series(options=("5",))[0] == 1
+    assert "there is no lesson 5; there are 01, 02, 02b" in capfd.readouterr().err
+
+
 def test_quick_shortens_the_parameters_alone_and_leaves_out_toys():
     cells = [nbformat.v4.new_code_cell("SEEDS = (0, 1, 2)  # one training each\nK = 5\n    pretrain: int = 400"),
              nbformat.v4.new_code_cell("SEEDS = (1, 2)"), nbformat.v4.new_code_cell("toy = 1")]

@@ -231,7 +231,10 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
         lessons = {name: without_toys(lesson) for name, lesson in lessons.items()}
     outputs = {name: [artefact(dataset, path) for path in lesson.writes] for name, lesson in LESSONS.items()}
     written = {path for lesson in LESSONS.values() for path in lesson.writes}
-    chosen = {name for name in LESSONS if not only or name.startswith(tuple(only))}
+    number = {name: name.partition("_")[0] for name in LESSONS}
+    if unknown := [each for each in only if each not in {*number, *number.values()}]:
+        raise DataError(f"there is no lesson {', '.join(unknown)}; there are {', '.join(number.values())}")
+    chosen = {name for name in LESSONS if not only or {name, number[name]} & set(only)}
     asked = set(chosen)
     for name in reversed(LESSONS) if chain else ():
         chosen |= set(before(name, LESSONS)) if name in chosen else set()
