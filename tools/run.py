@@ -30,7 +30,6 @@ from tqdm import tqdm
 
 from helpers.datasets import fetch, fetch_model, read_items, read_links, read_ratings
 from helpers.files import DEFAULT_DATASET, PROJECT, DataError, data_dir, replacing, res_dir, shown, write_json
-from helpers.plots import few_colours
 from tools import export
 from tools.lessons import LESSONS, artefact, before
 from tools.readme import replace_block
@@ -162,6 +161,7 @@ def execute(notebook: nbformat.NotebookNode, on_cell: Callable[[], None], datase
             atexit.unregister(client._cleanup_kernel)  # or it fails once more, when Python ends
             words.seek(0)
             raise DeadKernelError(f"{error}. Its last words: {words.read().strip()[-2000:] or 'none'}") from error
+    from helpers.plots import few_colours  # with seaborn behind it: a run that finds all up to date does without
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":  # a progress bar is for the one who waits, not for the one who reads
@@ -213,6 +213,14 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
 
     With `chain` also what the chosen lessons read from, directly or through others.
     """
+    number = {name: name.partition("_")[0] for name in LESSONS}
+    if unknown := [each for each in only if each not in {*number, *number.values()}]:
+        raise DataError(f"there is no lesson {', '.join(unknown)}; there are {', '.join(number.values())}")
+    asked = {name for name in LESSONS if not only or {name, number[name]} & set(only)}
+    chosen = set(asked)
+    for name in reversed(LESSONS) if chain else ():
+        if name in chosen:
+            chosen.update(before(name, LESSONS))
     if os.environ.get("RECNN_WORKERS") or os.environ.get("RAY_ADDRESS"):  # asked for several workers, which take Ray
         from helpers.extra import cluster  # with PyTorch behind it, so only when needed
         cluster.chosen_workers(), cluster.ray()
@@ -231,13 +239,6 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
         lessons = {name: without_toys(lesson) for name, lesson in lessons.items()}
     outputs = {name: [artefact(dataset, path) for path in lesson.writes] for name, lesson in LESSONS.items()}
     written = {path for lesson in LESSONS.values() for path in lesson.writes}
-    number = {name: name.partition("_")[0] for name in LESSONS}
-    if unknown := [each for each in only if each not in {*number, *number.values()}]:
-        raise DataError(f"there is no lesson {', '.join(unknown)}; there are {', '.join(number.values())}")
-    chosen = {name for name in LESSONS if not only or {name, number[name]} & set(only)}
-    asked = set(chosen)
-    for name in reversed(LESSONS) if chain else ():
-        chosen |= set(before(name, LESSONS)) if name in chosen else set()
     prints: dict[str, str] = {}
     stale = []
     for name, lesson in LESSONS.items():
