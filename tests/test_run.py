@@ -63,6 +63,17 @@ def test_runs_in_order_and_does_not_redo_what_is_up_to_date(small_series, capfd)
     assert small_series(first="x = 2", second="y = 3")[0] == 0 and ran(capfd.readouterr()) == ["01_a", "02_b"]
 
 
+def test_lessons_that_do_not_read_from_each_other_run_side_by_side(small_series, monkeypatch, capfd):
+    monkeypatch.setattr(series.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(series, "LESSONS", {"01_a": Lesson((), ("a.txt",)), "02_b": Lesson((), ("res/b.txt",))})
+    meet = ("import os, time, pathlib; assert os.environ['OMP_NUM_THREADS'] == '2'; pathlib.Path('{}').touch()\n"
+            "until = time.monotonic() + 20\nwhile not pathlib.Path('{}').exists(): assert time.monotonic() < until")
+    assert small_series(meet.format("one", "other"), meet.format("other", "one"))[0] == 0
+    alone = "import os; assert 'OMP_NUM_THREADS' not in os.environ"
+    assert small_series(alone, alone, options=["--lanes", "1"])[0] == 0
+
+
 def test_the_run_sees_a_cells_own_progress_bar():
     cell = nbformat.v4.new_code_cell("from tqdm.auto import tqdm\nfor _ in tqdm(range(7), mininterval=0): pass")
     cells, steps = [], []

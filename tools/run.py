@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import asyncio
 import atexit
 import contextlib
 import hashlib
@@ -11,15 +10,16 @@ import os
 import re
 import resource
 import shlex
-import signal
 import sys
 import tempfile
 import textwrap
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 import nbformat
 import pandas as pd
@@ -109,8 +109,9 @@ def shortened(notebook: nbformat.NotebookNode, values: dict[str, str]) -> nbform
 
 
 class Client(NotebookClient):
-    """A client that also says how far the kernel's own progress bars are."""
+    """A client that also says how far the kernel's own progress bars are, and which of its kind have a kernel."""
 
+    running: ClassVar[set["Client"]] = set()
     on_step: Callable[[float, float], None]
 
     def handle_comm_msg(self, outs, msg, cell_index):
@@ -121,12 +122,13 @@ class Client(NotebookClient):
 
 
 def execute(notebook: nbformat.NotebookNode, on_cell: Callable[[], None], dataset: str = DEFAULT_DATASET,
-            on_step: Callable[[float, float], None] = lambda done, of: None) -> None:
+            on_step: Callable[[float, float], None] = lambda done, of: None, threads: int | None = None) -> None:
     """Run every cell in a fresh kernel of this Python in notes/, and tidy the outputs.
 
     Args:
         on_cell: called after each code cell.
         on_step: called with (steps done, of how many) as a cell's own progress bar moves.
+        threads: of the kernel, unless the environment says how many; None: as many as it takes.
 
     CellExecutionError: a cell, or a figure that it draws, fails. DeadKernelError: the kernel dies; with its last words.
     """
@@ -136,31 +138,27 @@ def execute(notebook: nbformat.NotebookNode, on_cell: Callable[[], None], datase
             if output.output_type == "error":  # of a figure that is drawn after the cell
                 raise CellExecutionError("\n".join(output.traceback), output.ename, output.evalue)
 
-    def leave_ctrl_c_to_python(notebook):  # nbclient's own handler kills the kernel under the waiting client
-        with contextlib.suppress(NotImplementedError, RuntimeError):
-            asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
-
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     client = Client(notebook, timeout=None, kernel_name="python3", coalesce_streams=True,
-                    on_cell_executed=executed, on_notebook_start=leave_ctrl_c_to_python,
-                    resources={"metadata": {"path": str(NOTES)}}, record_timing=False)
+                    on_cell_executed=executed, resources={"metadata": {"path": str(NOTES)}}, record_timing=False)
     client.on_step = on_step
     client.create_kernel_manager()
     client.km.kernel_spec_manager = KernelSpecManager(kernel_dirs=[])  # no python3 of another Python in JUPYTER_PATH
     with tempfile.TemporaryFile("w+") as words:
         try:
-            client.execute(env={**os.environ, "RECNN_DATASET": dataset}, stderr=words)
-        except KeyboardInterrupt:
-            client.km.shutdown_kernel(now=True)
-            raise
+            few = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads)) if threads else {}
+            Client.running.add(client)
+            client.execute(env={**few, **os.environ, "RECNN_DATASET": dataset}, stderr=words)
         except (DeadKernelError, RuntimeError) as error:
             if isinstance(error, CellExecutionError):
                 raise
             atexit.unregister(client._cleanup_kernel)  # or it fails once more, when Python ends
             words.seek(0)
             raise DeadKernelError(f"{error}. Its last words: {words.read().strip()[-2000:] or 'none'}") from error
+        finally:
+            Client.running.discard(client)
     from helpers.plots import few_colours  # with seaborn behind it: a run that finds all up to date does without
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
@@ -208,10 +206,12 @@ def look_over(raw: Path) -> list[str]:
 
 
 def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: bool = False,
-        quick: bool = False, chain: bool = False) -> int:
+        quick: bool = False, chain: bool = False, lanes: int = 2) -> int:
     """Run what is not up to date, show one progress bar and a closing table; return the exit code.
 
-    With `chain` also what the chosen lessons read from, directly or through others.
+    Args:
+        chain: run also what the chosen lessons read from, directly or through others.
+        lanes: so many lessons that do not read from each other run side by side, each with its share of the processor.
     """
     number = {name: name.partition("_")[0] for name in LESSONS}
     if unknown := [each for each in only if each not in {*number, *number.values()}]:
@@ -265,36 +265,60 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
     def on_step(done: float, of: float) -> None:
         bar.set_postfix_str(f"step {done:.0f} of {of:.0f}", refresh=sys.stderr.isatty())
 
-    for name in stale:
-        bar.set_description_str(name)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    lanes = min(lanes, cores) if not large else 1  # two lessons of a large data set want twice the memory
+
+    def finish(name: str) -> None:
         share = minutes[name] / len(code_of(lessons[name]))
 
-        def on_cell(share: float = share) -> None:
+        def on_cell() -> None:
             bar.set_postfix_str("", refresh=False)
             bar.update(min(share, bar.total - bar.n))
 
         started = time.monotonic()
-        try:
-            execute(lessons[name], on_cell, dataset, on_step)
-        except (CellExecutionError, CellTimeoutError, DeadKernelError, KeyboardInterrupt) as error:
-            bar.close()
-            if not isinstance(error, KeyboardInterrupt) and getattr(error, "ename", "") != "KeyboardInterrupt":
-                print(explain(name, lessons[name], error), file=sys.stderr)
-                return 1
-            print(f"\ninterrupted in notes/{name}.ipynb; finished lessons are kept: the same command goes on there",
-                  file=sys.stderr)
-            return 130
+        execute(lessons[name], on_cell, dataset, on_step, max(1, cores // lanes) if lanes > 1 else None)
         place = NOTES if in_place else home / "notes"
         with replacing(place / f"{name}.ipynb") as beside:
             nbformat.write(lessons[name], beside)
-        lacking = [shown(path) for path in outputs[name] if not path.exists()]
-        if lacking:
-            bar.close()
-            print(f"\nnotes/{name}.ipynb ran but did not write {', '.join(lacking)}", file=sys.stderr)
-            return 1
         record[name] = {"fingerprint": prints[name], "outputs": state_of(outputs[name]),
                         "seconds": round(time.monotonic() - started, 1), "peak_gb": peak_gb()}
-        write_json(record_path, record)
+
+    waiting, failed = list(stale), ""
+    running: dict[Future, str] = {}
+    with ThreadPoolExecutor(lanes) as pool:  # each lesson is a process; a thread waits for it
+        try:
+            while (waiting or running) and not failed:
+                ahead = {*waiting, *running.values()}
+                for name in [name for name in waiting if not ahead & {*before(name, LESSONS)}][:lanes - len(running)]:
+                    running[pool.submit(finish, name)] = name
+                    waiting.remove(name)
+                bar.set_description_str(", ".join(name.partition("_")[0] for name in running.values()))
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    name, error = running.pop(future), future.exception()
+                    lacking = [shown(path) for path in outputs[name] if not path.exists()]
+                    if getattr(error, "ename", "") == "KeyboardInterrupt":
+                        raise KeyboardInterrupt
+                    if isinstance(error, (CellExecutionError, CellTimeoutError, DeadKernelError)):
+                        failed = explain(name, lessons[name], error)
+                    elif error is not None:
+                        raise error
+                    elif lacking:
+                        failed = f"\nnotes/{name}.ipynb ran but did not write {', '.join(lacking)}"
+                    else:
+                        write_json(record_path, {name: record[name] for name in LESSONS if name in record})
+        except KeyboardInterrupt:
+            names = ", ".join(f"notes/{name}.ipynb" for name in running.values() or [name])
+            bar.close()
+            print(f"\ninterrupted in {names}; finished lessons are kept: the same command goes on there",
+                  file=sys.stderr)
+            return 130
+        finally:
+            for client in [*Client.running]:  # of the other lane
+                client.km.provisioner.process.kill()
+    if failed:
+        bar.close()
+        print(failed, file=sys.stderr)
+        return 1
     bar.close()
     if in_place and not (numbers := held_out_numbers(res_dir(dataset))).empty:
         replace_block("results", results_table(numbers))
@@ -359,6 +383,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one seed and few steps, to see that all runs")
     parser.add_argument("--copies", type=Path, help="run nothing: write shortened copies of the lessons there")
     parser.add_argument("--chain", action="store_true", help="and the lessons that these read from")
+    parser.add_argument("--lanes", type=int, default=2, help="lessons that run side by side, at most")
     parser.add_argument("--force", action="store_true", help="run even what is up to date")
     options = parser.parse_args(arguments)
     if options.copies:
@@ -373,7 +398,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["RECNN_WORKERS"] = options.workers
     try:
         return run(options.dataset or DEFAULT_DATASET, options.only, options.in_place, options.force, options.quick,
-                   options.chain)
+                   options.chain, options.lanes)
     except (DataError, OSError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
