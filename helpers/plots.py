@@ -44,13 +44,24 @@ def curves(log: pd.DataFrame, panels: dict[str, dict[str, str]], smooth: int = 1
             values = log[column].dropna()
             few = len(values) <= 3 * smooth
             axis.plot(values.index, values, color=f"C{number}", alpha=1 if few else 0.25, marker="." if few else "")
-            smoothed = values if few else values.rolling(smooth, center=True, min_periods=1).mean()
+            smoothed = values if few else running_mean(values, smooth)
             axis.plot(smoothed.index, smoothed, color=f"C{number}", label=legend)
         axis.set(xlabel=log.index.name if log.index.name == "pass" else "training step", ylabel=label)
-        axis.legend(fontsize="small")
+        axis.legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     for axis in axes.flat[len(panels):]:
         axis.set_visible(False)
     return figure
+
+
+def running_mean(values: pd.Series, n: int) -> pd.Series:
+    """Return the mean of about n values around each, of as many after it as before: near an end of fewer.
+
+    >>> running_mean(pd.Series([9.0, 1.0, 2.0, 3.0, 8.0]), 5).tolist()
+    [9.0, 4.0, 4.6, 4.333333333333333, 8.0]
+    """
+    place, total = np.arange(len(values)), np.append(0, values.cumsum())
+    half = np.minimum(n // 2, np.minimum(place, place[::-1]))
+    return pd.Series((total[place + half + 1] - total[place - half]) / (2 * half + 1), values.index)
 
 
 def heat_maps(matrices: dict[str, np.ndarray], label: str, columns: int = 4, limit: float | None = None) -> Figure:

@@ -1,8 +1,9 @@
 """What lessons 05 to 09 train on and are judged by: one data set, split, framed, with the users held out."""
 
+import inspect
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from IPython.display import Markdown
 
 from helpers import datasets, evaluation, features
 from helpers.files import DEFAULT_DATASET, data_dir, need
@@ -103,3 +105,22 @@ def text_holds(dataset: str) -> Iterator[None]:
                 raise
             claim = (traceback.extract_tb(error.__traceback__)[-1].line or "").removeprefix("assert ")
             print(f"not as the text says, which is of the lesson's own settings. There: {claim}")
+
+
+def text_says(dataset: str, sentence: str, came: object, holds: bool) -> None:
+    """Hold a sentence of a lesson's text, which is of ML-100K, against what came out here; print both if it fails.
+
+    Whoever changes a parameter wants to see what comes of it. With RECNN_STRICT=1, as `make notes` and
+    `make test FULL=1` have it, AssertionError instead. Of other data sets the text says nothing.
+    """
+    if not holds and dataset == DEFAULT_DATASET:
+        came = f"{came:.3f}" if isinstance(came, float) else came
+        message = f"The text says: {sentence}. Here it is {came}."
+        if os.environ.get("RECNN_STRICT"):
+            raise AssertionError(message)
+        print(message)
+
+
+def source(*objects: Callable | type) -> Markdown:
+    """Return the code of functions and classes, as a notebook shows it in colour."""
+    return Markdown("\n".join(f"```python\n{inspect.getsource(each)}```" for each in objects))

@@ -36,7 +36,7 @@ def test_curves_draw_what_was_logged_at_its_steps_faint_under_its_running_mean()
         np.testing.assert_array_equal(raw.get_xdata(), step)
         np.testing.assert_array_equal(raw.get_ydata(), values)
         np.testing.assert_array_equal(smooth.get_xdata(), step)
-        for middle, mean in ((50, values.iloc[45:55].mean()), (0, values.iloc[:5].mean())):
+        for middle, mean in ((50, values.iloc[45:56].mean()), (2, values.iloc[:5].mean()), (0, values.iloc[0])):
             assert smooth.get_ydata()[middle] == pytest.approx(mean)
     for line in sparse.lines:  # few points are drawn as they are, and marked; steps that did not log it are left out
         np.testing.assert_array_equal(line.get_xdata(), [0, 125, 250, 375])

@@ -73,13 +73,17 @@ def test_of_many_users_some_are_judged_by_and_all_are_learnt_from(home, capsys):
     assert len(t.history.item_idx) == 40 * 18 and len(t.longer_history.item_idx) == 40 * 19
 
 
-def test_a_text_that_does_not_hold_is_printed_and_stops_only_whoever_is_strict(monkeypatch, capsys):
+def test_a_sentence_that_does_not_hold_is_printed_and_stops_only_whoever_is_strict(monkeypatch, capsys):
     monkeypatch.delenv("RECNN_STRICT", raising=False)
     for dataset in ("ml-100k", "clicks"):
-        with task.text_holds(dataset):
-            ndcg = 0.05
-            assert ndcg > 0.11
-    assert capsys.readouterr().out.count("There: ndcg > 0.11") == 1  # of ML-100K alone
+        task.text_says(dataset, "it ranks above 0.11", 0.05, 0.05 > 0.11)
+        task.text_says(dataset, "it ranks below 0.11", 0.05, 0.05 < 0.11)
+    assert capsys.readouterr().out == "The text says: it ranks above 0.11. Here it is 0.050.\n"  # of ML-100K alone
     monkeypatch.setenv("RECNN_STRICT", "1")
-    with pytest.raises(AssertionError), task.text_holds("ml-100k"):
-        assert ndcg > 0.11
+    with pytest.raises(AssertionError, match="Here it is"):
+        task.text_says("ml-100k", "it ranks above 0.11", 0.05, False)
+
+
+def test_source_is_markdown_that_a_notebook_colours():
+    shown = task.source(task.text_says, task.Task).data
+    assert shown.startswith("```python\ndef text_says(") and "```\n```python\nclass Task" in shown
