@@ -283,7 +283,7 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
         record[name] = {"fingerprint": prints[name], "outputs": state_of(outputs[name]),
                         "seconds": round(time.monotonic() - started, 1), "peak_gb": peak_gb()}
 
-    waiting, failed = list(stale), ""
+    waiting, failed, began = list(stale), "", time.monotonic()
     running: dict[Future, str] = {}
     with ThreadPoolExecutor(lanes) as pool:  # each lesson is a process; a thread waits for it
         try:
@@ -322,7 +322,7 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
     bar.close()
     if in_place and not (numbers := held_out_numbers(res_dir(dataset))).empty:
         replace_block("results", results_table(numbers))
-    print(closing_table(dataset, record, stale))
+    print(closing_table(dataset, record, stale, (time.monotonic() - began) / 60))
     if quick:
         print("\nQUICK: one seed and few steps, to see that all runs; these numbers are no results")
     return 0
@@ -335,16 +335,15 @@ def peak_gb() -> float:
     return round(max(resource.getrusage(who).ru_maxrss for who in whose) / unit, 2)
 
 
-def closing_table(dataset: str, record: dict, ran: list[str]) -> str:
+def closing_table(dataset: str, record: dict, ran: list[str], minutes: float = 0) -> str:
     """Return the table at the end of a run: seconds and artefacts of each lesson, held-out numbers of the policy."""
     lines = [f"\n{'notebook':<20}{'seconds':>9}   wrote"]
     for name, known in record.items():
         wrote = ", ".join(path for path, _, _ in known["outputs"]) or "–"
         seconds = f"{known['seconds']:.0f}" if name in ran else "kept"
         lines.append(f"{name:<20}{seconds:>9}   {wrote}")
-    minutes = sum(record[name]["seconds"] for name in ran) / 60
     if ran:
-        memory = record[ran[-1]]["peak_gb"]
+        memory = max(record[name]["peak_gb"] for name in ran)
         lines += ["", f"in all {minutes:.0f} minutes; the most memory that a lesson held was {memory:.1f} GB"]
     table = held_out_numbers(res_dir(dataset))
     if len(table):
