@@ -160,8 +160,8 @@ class ODERNN(Encoder):
 
     Every row has gaps of its own. Rescaled, dh/ds = Δτ·f(h) with s from 0 to 1, they all take the same time, and one
     call of the solver, `steps` of fourth-order Runge-Kutta between two ratings, serves the batch. Time is compressed,
-    Δτ = ln(1 + days) / ln 366: a second is nothing, a day 0.12, a month 0.58, a year 1. So one step is enough; in
-    days, a year would want a hundred.
+    Δτ = ln(1 + days) / ln 366: a second is nothing, a day 0.12, a month 0.58, a year 1. So one step will do, as
+    lesson 08 measures; in days, a year would want a hundred.
     """
 
     def __init__(self, frame_size: int, embed_size: int, hidden_size: int = 32, steps: int = 1):

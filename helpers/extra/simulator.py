@@ -1,14 +1,14 @@
-"""Simulated users, who rate every film, tire of the like and may leave: a lens on long-term reward.
+"""Simulated users, who rate every film, tire of similar films and may leave: a measure of long-term reward.
 
 Two parts are fitted to ratings: what a user expects of a film, and how far ratings scatter around that; `World.rmse`
 says how well. The rest is assumed, not fitted, and stands in `Habits`: films like those just seen please less, and
 the displeased leave.
 
 What it cannot say. It knows only what was rated, and ratings are not missing at random: people rate what they chose
-to see, so to films that few would choose it is too kind; one that nobody rated is an average film to it. Its users
+to see, so it overrates films that few would choose; one that nobody rated is an average film to it. Its users
 have one fixed taste, rate whatever they are shown and learn of nothing. It ranks policies under its own assumptions:
 vary `Habits` before you believe a ranking, and do not take its sums for those of people. A policy that was trained on
-these users' ratings, or in the simulator, has seen its judge.
+these users' ratings, or in the simulator, was trained on its test.
 """
 
 
