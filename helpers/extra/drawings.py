@@ -27,7 +27,7 @@ SERIES = {
              "08\nODE": (18.6, -0.7), "14\nwhole log": (18.6, -2.1)},
     "reward": {"09\ndiagnostics": (22.2, 1.6), "10\nevaluation": (22.2, 0), "10b\noff-policy\nestimates": (22.2, -1.6)},
     "action": {"11 ship\n(Practice)": (15, -3), "12 your data\n(Practice)": (0, -3),
-               "13 beyond one\nmachine\n(Practice)": (12, -3)},
+               "13 many\nmachines\n(Practice)": (12, -3)},
     "network": {"15\nforesight": (3, -3), "16\nREINFORCE": (6, -3), "17\nestimates": (9, -3)}}
 ROUTES = [[(1.15, 3), (1.85, 3)], [(4.15, 3), (12, 3), (12, 0.45)], [(0.5, 0.45), (1.85, 1.3)],
           [(1.15, 0), (4.85, 0)], [(-0.6, 0.45), (-0.6, 2.15), (9, 2.15), (9, 0.45)], [(4.15, 1.3), (5.5, 0.45)],
