@@ -195,6 +195,18 @@ def test_no_two_lessons_nor_results_state_different_numbers_of_a_model():
     assert {key: where for key, where in said.items() if len(where) > 1} == {}
 
 
+def test_the_slate_that_lesson_00_opens_with_is_the_one_of_lesson_05():
+    cells = nbformat.read(NOTES / "00_architecture.ipynb", as_version=4).cells
+    said = next(cell.source for cell in cells if "| slate |" in cell.source)
+    said = [[part.strip() for part in line.strip("| ").split("|")] for line in said.splitlines()
+            if line.startswith("| ")]
+    names, rows = next((names, rows) for names, rows in tables_of(nbformat.read(NOTES / "05_ddpg.ipynb", as_version=4))
+                       if names[1:] == ["rated before", "stars", "slate"])
+    assert said[0] == names[1:] and len(said) == 1 + len(rows) == 11
+    for line, (_, *row) in zip(said[1:], rows, strict=True):
+        assert all(a == b or (b.endswith("...") and a.startswith(b[:-3])) for a, b in zip(line, row, strict=True))
+
+
 def test_pictures_are_small_enough_to_be_shown_at_once(notebook):
     for output in outputs(notebook):
         assert len(output.get("data", {}).get("image/png", "")) < 4 / 3 * 100_000
