@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -123,4 +124,4 @@ def text_says(dataset: str, sentence: str, came: object, holds: bool) -> None:
 
 def source(*objects: Callable | type) -> Markdown:
     """Return the code of functions and classes, as a notebook shows it in colour."""
-    return Markdown("\n".join(f"```python\n{inspect.getsource(each)}```" for each in objects))
+    return Markdown("\n".join(f"```python\n{textwrap.dedent(inspect.getsource(each))}```" for each in objects))

@@ -91,8 +91,8 @@ def act(weights: dict, seed: int, n_steps: int, noise: float, n_users: int = 16)
     films, stars = [torch.randint(3, (n_users,), generator=random)], [torch.full((n_users,), 3.0)]
     for _ in range(n_steps):
         state = torch.cat([torch.eye(3)[films[-1]], stars[-1][:, None]], dim=1)
-        adventure = torch.rand(n_users, generator=random) < noise
-        film = torch.where(adventure, torch.randint(3, (n_users,), generator=random), actor(state).argmax(dim=1))
+        explores = torch.rand(n_users, generator=random) < noise
+        film = torch.where(explores, torch.randint(3, (n_users,), generator=random), actor(state).argmax(dim=1))
         films.append(film)
         stars.append(torch.as_tensor(STARS, dtype=torch.float32)[films[-2], film])
     return torch.stack(films, dim=1).numpy(), torch.stack(stars, dim=1).numpy()
@@ -113,17 +113,17 @@ def learn_from_actors(agent: dict, start: Callable, collect: Callable, noises: t
 
     start: (weights, seed, noise) → ticket of a log under way; collect: tickets → (one that is done, its log).
     """
-    memory, met, generator = deque(maxlen=keep), [], torch.Generator().manual_seed(seed)
+    buffer, met, generator = deque(maxlen=keep), [], torch.Generator().manual_seed(seed)
     at_work = {start(agent["actor"].state_dict(), 1_000 * seed + k, noise): noise for k, noise in enumerate(noises)}
     for k in range(rounds):
         ticket, log = collect(list(at_work))
         noise = at_work.pop(ticket)
         at_work[start(agent["actor"].state_dict(), 1_000 * seed + len(noises) + k, noise)] = noise
-        memory.append(log)
+        buffer.append(log)
         met.append({"log": k, "noise": noise, "mean stars": log[1][:, 1:].mean()})
-        if len(memory) < len(noises):
+        if len(buffer) < len(noises):
             continue
-        frames = as_frames(list(memory))
+        frames = as_frames(list(buffer))
         for _ in range(updates):
             d4pg_update(agent, frames, torch.randint(len(frames), (256,), generator=generator), **how)
     return pd.DataFrame(met)
