@@ -11,6 +11,7 @@
 #            and estimates of lessons 15 to 17 in their worlds: hours
 # make figures  draw lesson 09's debug figures anew from the last run, in half a minute, into data/<dataset>/res
 # make book  the lessons and the pages beside them as a site with search, in .book/html
+# make colab REPO=https://github.com/you/recnn  copies of the lessons, in .colab, that bring what they need to Colab
 # make lab   open the lessons in JupyterLab
 # make serve  recommend in the browser with what lesson 11 wrote, at http://127.0.0.1:8000   (DATASET, ADDRESS, PORT)
 # make docker-check  build and start both images, where Docker answers
@@ -21,7 +22,7 @@ PORT    ?= 8000
 BIN     := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run figures check test bench results book lab serve docker-check notes agents clean
+.PHONY: run figures check test bench results book colab lab serve docker-check notes agents clean
 .DELETE_ON_ERROR:
 
 .venv/ready: requirements.txt build/requirements.txt constraints.txt pyproject.toml
@@ -110,6 +111,9 @@ results: .venv/ready data/results-env/ready
 
 book: .venv/ready-dev
 	@$(BIN)/python -m tools.book
+
+colab: .venv/ready
+	@$(BIN)/python -m tools.colab "$(REPO)"
 
 lab: .venv/ready
 	cd notes && ../$(BIN)/jupyter lab

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import closing
 
 import nbformat
 import pytest
@@ -35,17 +36,34 @@ def test_a_lesson_ends_with_the_way_to_its_neighbours(name):
         assert f"({other}.ipynb)" in last
 
 
-@pytest.mark.parametrize(("page", "width"), [("index", 1280), ("notes/05_ddpg", 1280), ("notes/05_ddpg", 390)])
-def test_a_page_in_a_browser_has_its_equations_and_images_and_fits(site, page, width):
+@pytest.fixture(scope="module")
+def browser():
     path = os.environ.get("RECNN_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if not path:
         pytest.skip("there is no Chromium here: `apt-get install chromium`, or set RECNN_CHROMIUM to the path of one")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path)
-        shown = browser.new_page(viewport={"width": width, "height": 800})
+        yield browser
+        browser.close()
+
+
+WIDE, PHONE = 1280, 390
+
+
+@pytest.mark.parametrize(("page", "width"), [("index", WIDE), ("index", PHONE), ("notes/05_ddpg", WIDE), (
+    "docs/answers", PHONE), *((f"notes/{name}", PHONE) for name in LESSONS)])
+def test_a_page_in_a_browser_has_its_equations_and_images_and_fits(site, browser, page, width):
+    with closing(browser.new_page(viewport={"width": width, "height": 800})) as shown:
         shown.goto((site / f"{page}.html").as_uri())
-        if page.startswith("notes"):
-            shown.wait_for_selector("mjx-container")  # drawn without a network
+        written = shown.locator(".math").count()
+        if written:  # all are drawn, without a network
+            shown.wait_for_function("n => document.querySelectorAll('.math mjx-container').length >= n", arg=written)
+        assert written or not page.startswith("notes/05")
         assert shown.evaluate("[...document.images].every(image => image.complete && image.naturalWidth)")
         assert shown.evaluate("document.documentElement.scrollWidth") <= width
-        browser.close()
+
+
+def test_the_search_finds_the_lesson_of_a_word(site, browser):
+    with closing(browser.new_page()) as shown:
+        shown.goto((site / "search.html").as_uri() + "?q=Wolpertinger")
+        shown.wait_for_selector("#search-results li a[href*='notes/05b_serving.html']")

@@ -49,7 +49,7 @@ def rate_of(engine, workers: int, home: str, item_ids: np.ndarray, matrix, frame
 
     spread = engine.remote(num_cpus=1, scheduling_strategy="SPREAD")(Maker).remote
     makers = [spread(rank, matrix) for rank in range(workers)]
-    for length in (0.1, seconds):  # the first time wakes and compiles
+    for length in (0.1, seconds):  # the first time starts and compiles
         begin = time.time() + 1
         total = sum(engine.get([maker.made.remote(begin, length) for maker in makers]))
     for maker in makers:
