@@ -30,7 +30,7 @@ def world_of(dataset: str) -> tuple:
     setting = setting_of(dataset)
     public = lesson.public_of(setting)
     behaviours, targets = lesson.policies_of(public)
-    plays = estimates.rehearse(setting.world, public, list(targets.values()), repeats=4)
+    plays = estimates.draw_model_sessions(setting.world, public, list(targets.values()), repeats=4)
     return setting.world, foresight.Habits(impatience=IMPATIENCE), public, behaviours, targets, plays
 
 

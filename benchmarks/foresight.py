@@ -74,7 +74,7 @@ def rules(setting: lesson.Setting, habits: foresight.Habits) -> dict[str, tuple[
     beta, rule = lesson.best_of(own, setting.world, habits, setting.learners)
     trust, planner = lesson.planner_of(setting.world, habits, setting.learners)
     fixed = {name: ("", policy) for name, policy in lesson.bounds(setting.known, setting.world.item_ids).items()}
-    return fixed | {"factorisation": ("", liking), "what is taken (EASE)": ("", own[0.0]),
+    return fixed | {"expected liking (factorisation)": ("", liking), "chance of being taken (EASE)": ("", own[0.0]),
                     "hand-made rule": (f"β = {beta:g}", rule), "myopic oracle": ("", foresight.myopic),
                     "planner": (f"trust {trust:g}", planner)}
 

@@ -56,8 +56,8 @@ def test_a_page_shows_what_whole_runs_took():
 def test_a_page_shows_what_foresight_gained():
     rows = json.loads((PROJECT / "res" / "foresight.json").read_text(encoding="utf-8"))["rows"]
     assert block("foresight", foresight.table(rows)) in page_of("foresight").read_text(encoding="utf-8")
-    calm = {row["policy"]: row["reward"] for row in rows if row["impatience"] == 0}
-    assert calm["planner"] == calm["myopic oracle"]  # the control
+    at_zero = {row["policy"]: row["reward"] for row in rows if row["impatience"] == 0}
+    assert at_zero["planner"] == at_zero["myopic oracle"]  # without impatience foresight must gain nothing
 
 
 @pytest.mark.parametrize(("mark", "table"), [("reinforce", reinforce.table), ("estimates", estimates.table)])

@@ -105,7 +105,7 @@ def test_estimates_agree_with_the_truth_where_overlap_is_good(small, log, polici
     per_session = log.taken.sum(axis=1)
     assert abs(per_session.mean() - own_whole) < 4 * (per_session.std() / 2_000 ** 0.5 + own_error)
     assert abs(log.taken[:, 0].mean() - own_first) < 4 * 0.5 / 2_000 ** 0.5
-    plays = estimates.rehearse(small[0], small[2], policies, repeats=2, length=9)
+    plays = estimates.draw_model_sessions(small[0], small[2], policies, repeats=2, length=9)
     rows = lesson.rows_of_log(log, plays, {"first film": np.array([own_first, first]),
                                            "whole session": np.array([own_whole, whole])}, draws=20)
     by = rows[rows["policy"] == 1].set_index(["question", "estimator"])

@@ -48,7 +48,7 @@ def test_a_step_by_hand():
     assert visits.step(torch.tensor([2]))[2].item() == 4  # own mean 3, liked by 1
     assert visits.satisfaction.item() == pytest.approx(0.2) and visits.tired[0, 4].item() == pytest.approx(0.6)
     assert visits.habits.leaving(visits.satisfaction).item() == pytest.approx(0.1 * np.exp(-0.4))
-    visits.here[:] = True  # whatever luck said
+    visits.here[:] = True  # whatever was drawn
     assert visits.step(torch.tensor([3]))[2].item() == 1  # 3 − 2 − 0.6, to the nearest
     assert visits.satisfaction.item() == pytest.approx(0.8 * 0.2 + 0.2 * -2)
     assert visits.tired[0, 4].item() == pytest.approx(0.5 * 0.6 + 0.6)
@@ -80,8 +80,8 @@ def test_the_same_seed_is_the_same_session_and_another_is_not(noisy):
 
 
 def test_without_impatience_the_planner_is_the_myopic_oracle(noisy):
-    calm, user = Habits(impatience=0.0), torch.arange(30)
-    assert play(noisy, calm, planner(noisy, calm), user).equals(play(noisy, calm, foresight.myopic, user))
+    patient, user = Habits(impatience=0.0), torch.arange(30)
+    assert play(noisy, patient, planner(noisy, patient), user).equals(play(noisy, patient, foresight.myopic, user))
 
 
 def test_with_impatience_the_planner_earns_more_than_the_myopic_oracle(noisy):

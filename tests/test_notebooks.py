@@ -227,3 +227,18 @@ def test_sections_named_beside_the_articles_are_there():
                     for line in prose(book).splitlines() if line.startswith("#")}
         for section in re.split(r"; |, (?=DRR)", sections.strip()):
             assert section.partition(":")[0] in headings, (where, section, headings)
+
+
+def test_has_three_exercises_or_more_each_with_its_minutes(notebook):
+    cell, = [cell for cell in notebook.cells if "exercises" in cell.metadata.get("tags", [])]
+    exercises = re.split(r"^\d+\. ", cell.source, flags=re.M)[1:]
+    assert len(exercises) >= 3
+    for exercise in exercises:
+        assert re.search(r"\(\d+(–\d+)? min\w*\)", exercise), exercise
+
+
+def test_every_lesson_named_in_the_text_is_a_link(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            text = re.sub(r"\[[^\]]*\]\([^)]*\)", "", cell.source)
+            assert not re.search(r"\blesson \d\d", text, flags=re.I), cell.id

@@ -134,7 +134,8 @@ def fit_person(log: estimates.Log, counts: np.ndarray, start: Person | None = No
     """Return the model of a log whose sessions count (N,) times; from `start` two steps of Newton's method do."""
     here, recent = log.here, log.state[:, :, 1]
     x, taken, weight = log.film[here].astype(np.float64), log.taken[here], counts[np.nonzero(here)[0]]
-    after = np.where(log.taken > 0, estimates.MEMORY * recent + (1 - estimates.MEMORY) * log.stars, recent)[here]
+    now = estimates.PERSISTENCE * recent + (1 - estimates.PERSISTENCE) * log.stars
+    after = np.where(log.taken > 0, now, recent)[here]
     first = start or Person(np.zeros(x.shape[1]), np.zeros(0), 0.0, np.zeros(2))
     steps = 2 if start else 8
     leaving = logistic(np.stack([np.ones(len(x)), after], axis=1), log.left[here], weight, first.leaving, steps)
@@ -150,19 +151,19 @@ def blinded(person: Person, log: estimates.Log, counts: np.ndarray) -> Person:
     return person._replace(leaving=np.array([np.log(rate / (1 - rate)), 0.0]))
 
 
-def play_person(person: Person, films: np.ndarray, luck: np.ndarray) -> np.ndarray:
-    """Return what a model takes in a session (M,), given films (L, M, K) and luck (2, L, M)."""
-    p, stars = 1 / (1 + np.exp(-films @ person.taken)), films @ person.stars + person.noise * luck[1]
-    taken, recent, there, total = luck[0] < p, np.zeros(p.shape[1]), np.ones(p.shape[1]), np.zeros(p.shape[1])
+def play_person(person: Person, films: np.ndarray, uniforms: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """Return what a model takes in a session (M,), given films (L, M, K); uniforms, normals (L, M)."""
+    p, stars = 1 / (1 + np.exp(-films @ person.taken)), films @ person.stars + person.noise * normals
+    taken, recent, there, total = uniforms < p, np.zeros(p.shape[1]), np.ones(p.shape[1]), np.zeros(p.shape[1])
     for t in range(len(p)):
         total += there * p[t]
-        now = estimates.MEMORY * recent + (1 - estimates.MEMORY) * stars[t]
+        now = estimates.PERSISTENCE * recent + (1 - estimates.PERSISTENCE) * stars[t]
         recent = np.where(taken[t], now, recent)
         there = there / (1 + np.exp(person.leaving[0] + person.leaving[1] * recent))
     return total
 
 
-def by_model(log: estimates.Log, plays: estimates.Rehearsal, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def by_model(log: estimates.Log, plays: estimates.ModelSessions, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return what the model and the blind model say (P, D) for each row of counts (D, N)."""
     start, said = None, []
     of_person = np.stack([np.bincount(log.user, row, minlength=plays.user.max() + 1) for row in counts])[:, plays.user]
@@ -170,7 +171,7 @@ def by_model(log: estimates.Log, plays: estimates.Rehearsal, counts: np.ndarray)
     for row, weight in zip(counts, share, strict=True):
         person = fit_person(log, row, start)
         start = start or person
-        said.append([[weight @ play_person(one, films, plays.luck) for films in plays.films]
+        said.append([[weight @ play_person(one, films, plays.uniforms, plays.normals) for films in plays.films]
                      for one in (person, blinded(person, log, row))])
     return np.moveaxis(np.array(said), 0, 2)[0], np.moveaxis(np.array(said), 0, 2)[1]
 
@@ -191,7 +192,7 @@ def from_start(log: estimates.Log, thetas: list[np.ndarray], counts: np.ndarray)
                      for p, theta in enumerate(thetas)]) / counts.sum(axis=1)
 
 
-def estimate_session(log: estimates.Log, plays: estimates.Rehearsal, counts: np.ndarray) -> dict[str, np.ndarray]:
+def estimate_session(log: estimates.Log, plays: estimates.ModelSessions, counts: np.ndarray) -> dict[str, np.ndarray]:
     """Return estimator → (P, D): films taken in a session."""
     w, n, taken = weights_of(log.pi, log.b), counts.sum(axis=1), log.taken
     logged, first = counts @ taken.sum(axis=1) / n, counts @ taken[:, 0] / n
@@ -207,7 +208,7 @@ def estimate_session(log: estimates.Log, plays: estimates.Rehearsal, counts: np.
             "FQE": from_start(log, thetas, counts), "model": model, "model, blind": blind}
 
 
-def rows_of_log(log: estimates.Log, plays: estimates.Rehearsal, truth: dict[str, np.ndarray],
+def rows_of_log(log: estimates.Log, plays: estimates.ModelSessions, truth: dict[str, np.ndarray],
                 draws: int) -> pd.DataFrame:
     """Return one row an estimator and target policy: estimate, interval, true value, effective sample size."""
     counts, w = resampled(len(log.user), draws), weights_of(log.pi, log.b)
@@ -225,7 +226,7 @@ def rows_of_log(log: estimates.Log, plays: estimates.Rehearsal, truth: dict[str,
 
 
 def study(world: foresight.World, habits: foresight.Habits, public: estimates.Public, behaviour: np.ndarray,
-          targets: list[np.ndarray], plays: estimates.Rehearsal, truth: dict[str, np.ndarray], sizes: Sequence[int],
+          targets: list[np.ndarray], plays: estimates.ModelSessions, truth: dict[str, np.ndarray], sizes: Sequence[int],
           seed: int, draws: int) -> pd.DataFrame:
     """Return `rows_of_log` for the first sessions of one new log, for each of `sizes`."""
     log = estimates.play_log(world, habits, public, behaviour, targets, max(sizes), seed)

@@ -23,14 +23,14 @@ from helpers.losses import log_policy, polyak, sampled_items, squared_error
 class ForesightSettings:
     """Hyperparameters of the agents that act: change them here."""
 
-    gamma: float = 0.95          # discount; its rival has 0
+    gamma: float = 0.95          # discount; the agent it is compared with has 0
     encoder: str = "attention"   # how networks read a state: a name of lesson 00b
     hidden_size: int = 128
     dropout: float = 0.1         # of hidden units, and of a frame's items, at a training step
     pretrain: int = 400          # steps of imitation of other people's logs, before the first act
     updates: int = 40            # steps after each round
     batch_size: int = 256
-    keep: int = 8                # rounds that are remembered
+    keep: int = 8                # last rounds to learn from
     learning_rate: float = 1e-3
     tau: float = 0.02            # share of the way the targets move, each step
     n: int = 3                   # steps of a return, in D4PG and Rainbow
@@ -123,17 +123,17 @@ def planner_of(world: foresight.World, habits: foresight.Habits, user: Tensor) -
     return best_of({trust: foresight.planner(world, habits, trust) for trust in (0.3, 0.6, 1.0)}, world, habits, user)
 
 
-def headroom(world: foresight.World, habits: foresight.Habits, user: Tensor, repeats: int = 3) -> dict[str, float]:
-    """Return what greed and foresight earn that know the world, and foresight's gain as a share, its trust untuned."""
-    greedy, far = (foresight.play(world, habits, policy, user, seed=99, repeats=repeats)["reward"].to_numpy()
+def planner_gain(world: foresight.World, habits: foresight.Habits, user: Tensor, repeats: int = 3) -> dict[str, float]:
+    """Return what myopic oracle and planner earn, and the planner's gain as a share, its trust untuned."""
+    near, far = (foresight.play(world, habits, policy, user, seed=99, repeats=repeats)["reward"].to_numpy()
                    for policy in (foresight.myopic, foresight.planner(world, habits)))
-    low, high = evaluation.bootstrap(far - greedy)
-    return {"impatience": habits.impatience, "decay": habits.decay, "myopic oracle": greedy.mean(),
-            "planner": far.mean(), "gain": far.mean() / greedy.mean() - 1, "gain low": low / greedy.mean(),
-            "gain high": high / greedy.mean()}
+    low, high = evaluation.bootstrap(far - near)
+    return {"impatience": habits.impatience, "decay": habits.decay, "myopic oracle": near.mean(),
+            "planner": far.mean(), "gain": far.mean() / near.mean() - 1, "gain low": low / near.mean(),
+            "gain high": high / near.mean()}
 
 
-class Played:
+class SessionTransitions:
     """Sessions, one after the other, step by step, as the lessons' update functions read transitions.
 
     items: (n, E). recent, recent_stars (N, F): the films last taken before each step, and their ratings. item (N,):
@@ -160,8 +160,8 @@ class Played:
                           self.left[index].float()[:, None])
 
 
-class Sessions(Played):
-    """What was played, with what followed each step."""
+class Sessions(SessionTransitions):
+    """Transitions of sessions, with what followed each step."""
 
     def rows(self, index: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """Return the rows (B, n) of each step and the n − 1 after it, and which are of the same session."""
@@ -287,18 +287,18 @@ def last_taken(visits: foresight.Visits) -> tuple[Tensor, Tensor]:
 def learn_by_acting(kind: str, gamma: float, world: foresight.World, habits: foresight.Habits, frames: Frames,
                     user: Tensor, rounds: int, settings: ForesightSettings, seed: int = 0) -> tuple[dict, pd.DataFrame]:
     """Return (agent, one row a round: films taken in a session, steps, stars above own mean) of acting on users."""
-    agent, memory, rows = new_actor_in(kind, seed, frames, settings), [], []
+    agent, stored, rows = new_actor_in(kind, seed, frames, settings), [], []
     generator, own = torch.Generator().manual_seed(seed), world.own_mean[user]
     for k in tqdm(range(rounds), desc=f"{kind}, γ = {gamma}, seed {seed}"):
         policy = softly(agent["actor"], frames.items, settings.sharper if kind == "Rainbow" else 1.0)
-        memory = [*memory, act_in(world, habits, policy, last_taken, user, 10_000 * seed + k,
+        stored = [*stored, act_in(world, habits, policy, last_taken, user, 10_000 * seed + k,
                                   settings.k)][-settings.keep:]
         agent["actor"].train()
-        played = Sessions(frames.items, [torch.cat(part) for part in zip(*memory, strict=True)])
+        played = Sessions(frames.items, [torch.cat(part) for part in zip(*stored, strict=True)])
         step = update_of(kind, agent, played, settings, gamma, first=k == 0)
         for _ in range(settings.updates * (3 if k == 0 else 1)):
             step(torch.randint(len(played), (settings.batch_size,), generator=generator))
-        taken, stars = memory[-1][3:5]
+        taken, stars = stored[-1][3:5]
         rows.append({"taken": taken.sum().item() / len(user), "steps": len(taken) / len(user),
                      "stars": (stars[taken].mean() - own.mean()).item()})
     return agent, pd.DataFrame(rows, pd.RangeIndex(1, rounds + 1, name="round"))
@@ -348,16 +348,16 @@ def learn_two_numbers(gamma: float, world: foresight.World, habits: foresight.Ha
 
 
 def draw_foresight(rows: pd.DataFrame, observed: dict[str, float]) -> plt.Figure:
-    """Draw what foresight gains over impatience κ (ρ = 0.8) and over memory ρ (κ = 4), and the films taken over κ."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    """Draw what foresight gains over impatience κ (ρ = 0.8) and persistence ρ (κ = 4), and the films taken over κ."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 5), layout="constrained")
     usual = rows[rows["memory"] == 0.8]
     for axis, along, some in ((left, "impatience", usual), (middle, "memory", rows[rows["impatience"] == 4])):
         at = some.set_index([along, "policy"])["reward"].unstack()
-        axis.plot(at.index, at["planner"] - at["myopic oracle"], "k--", label="planner, over the myopic oracle")
+        axis.plot(at.index, at["planner"] - at["myopic oracle"], "k--", label="planner, over myopic oracle")
         for k, (name, own) in enumerate(some[some["gamma"] > 0].groupby("policy", sort=False)):
             spread = [own["gain"] - own["gain low"], own["gain high"] - own["gain"]]
             axis.errorbar(own[along] + (at.index[-1] - at.index[0]) * (k - 2) / 80, own["gain"], yerr=spread, fmt="o-",
-                          capsize=2, color=f"C{k}", label=f"{name.partition(',')[0]}, over itself with γ = 0")
+                          capsize=2, color=f"C{k}", label=f"{name.partition(',')[0]}, over γ = 0")
         axis.axhline(0, color="grey", linewidth=0.8)
     at = usual.set_index(["impatience", "policy"])["reward"].unstack()
     styles = {name: f"C{k}o-" for k, name in enumerate(usual.loc[usual["gamma"] > 0, "policy"].unique())}
@@ -366,7 +366,8 @@ def draw_foresight(rows: pd.DataFrame, observed: dict[str, float]) -> plt.Figure
         right.plot(at.index, at[name], style, label=name)
     left.axvspan(observed["low"], observed["high"], color="C7", alpha=0.3, label="κ of the log's session ends")
     left.set(xlabel="impatience κ, with ρ = 0.8", ylabel="gain of foresight, films a session")
-    middle.set(xlabel="memory of satisfaction ρ, with κ = 4")
+    middle.set(xlabel="persistence of satisfaction ρ, with κ = 4")
     right.set(xlabel="impatience κ, with ρ = 0.8", ylabel="films taken in a session")
-    left.legend(fontsize="x-small"), right.legend(fontsize="x-small")
+    for axis in (left, right):
+        axis.legend(fontsize="x-small", loc="lower left", bbox_to_anchor=(0, 1.02), ncols=2)
     return figure

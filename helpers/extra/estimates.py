@@ -17,7 +17,7 @@ from helpers.extra import foresight
 from helpers.files import DataError, shown
 from helpers.tables import checked
 
-MEMORY = 0.7  # of the log's own measure of satisfaction; the world's is Habits.decay, which a log does not tell
+PERSISTENCE = 0.7  # of the log's own measure of satisfaction; the world's is Habits.decay, which a log does not tell
 
 
 class Public(NamedTuple):
@@ -28,12 +28,13 @@ class Public(NamedTuple):
     mean: np.ndarray   # (U,) mean of the first ratings, in stars
 
 
-class Rehearsal(NamedTuple):
-    """What target policies show to everybody, drawn once, with the luck of a simulator: the same for all models."""
+class ModelSessions(NamedTuple):
+    """What target policies show to everybody and the random numbers of a simulated session: the same for all models."""
 
-    films: np.ndarray  # (P, L, M, K) `Public.film` in the order in which each policy shows them; M = people × repeats
-    luck: np.ndarray   # (2, L, M): uniform numbers, and standard normal ones
-    user: np.ndarray   # (M,)
+    films: np.ndarray     # (P, L, M, K) `Public.film` in the order in which a policy shows them; M = people × repeats
+    uniforms: np.ndarray  # (L, M) in [0, 1): what is taken
+    normals: np.ndarray   # (L, M) standard normal: how it is rated
+    user: np.ndarray      # (M,)
 
 
 class Log(NamedTuple):
@@ -46,7 +47,7 @@ class Log(NamedTuple):
     stars: np.ndarray      # (N, L) rating minus the mean of the first ratings, 0 where nothing was taken
     left: np.ndarray       # (N, L) bool: the person left after this step
     film: np.ndarray       # (N, L, K) `Public.film` of what was shown
-    state: np.ndarray      # (N, L, 3): 1, stars averaged with MEMORY, t / L
+    state: np.ndarray      # (N, L, 3): 1, stars averaged with PERSISTENCE, t / L
     b: np.ndarray          # (N, L) probability that this film would be shown, as the behaviour policy had it; 1 after
     pi: np.ndarray         # (P, N, L) the same film's under each target policy; 1 after the end
     mean_film: np.ndarray  # (P, N, L, K) Σ π(i | s)·film_i over all films not shown yet
@@ -101,14 +102,14 @@ def orders(weight: np.ndarray, user: np.ndarray, length: int, rng: np.random.Gen
     return np.concatenate(parts)
 
 
-def rehearse(world: foresight.World, public: Public, targets: list[np.ndarray], repeats: int, seed: int = 0,
-             length: int = 40) -> Rehearsal:
+def draw_model_sessions(world: foresight.World, public: Public, targets: list[np.ndarray], repeats: int, seed: int = 0,
+                        length: int = 40) -> ModelSessions:
     """Draw what each target policy (U, n) shows to each person, `repeats` times, never what was seen before."""
     rng, user = np.random.default_rng(seed), np.repeat(np.arange(len(public.film)), repeats)
     length = steps_of(world, length)
     films = [public.film[user, orders(target, user, length, rng).T] for target in targets]
-    luck = np.stack([rng.random((length, len(user))), rng.normal(size=(length, len(user)))])
-    return Rehearsal(np.stack(films), luck, user)
+    uniforms, normals = rng.random((length, len(user))), rng.normal(size=(length, len(user)))
+    return ModelSessions(np.stack(films), uniforms, normals, user)
 
 
 def play_log(world: foresight.World, habits: foresight.Habits, public: Public, behaviour: np.ndarray,
@@ -134,7 +135,7 @@ def play_log(world: foresight.World, habits: foresight.Habits, public: Public, b
         p = np.where(here, np.minimum(own / mass, 1.0), 1.0)
         steps.append((here, taken.astype(np.float64), over, left, film * here[:, None], state * here[:, None], p[0],
                       p[1:], whole[1:] / mass[1:, :, None] * here[:, None]))
-        satisfaction = np.where(taken, MEMORY * satisfaction + (1 - MEMORY) * over, satisfaction)
+        satisfaction = np.where(taken, PERSISTENCE * satisfaction + (1 - PERSISTENCE) * over, satisfaction)
         mass = mass - own
         whole = whole - own[:, :, None] * film
     *parts, pi, mean_film = zip(*steps, strict=True)
@@ -146,7 +147,7 @@ def true_values(world: foresight.World, habits: foresight.Habits, policy: np.nda
                 length: int = 40) -> tuple[float, float, float]:
     """Return (chance that the first film is taken, exactly; films taken in a session; its standard error).
 
-    Everybody comes `repeats` times, so the error is that of the luck within a person, not of who comes.
+    Everybody comes `repeats` times, so the error is that of chance within a session, not of who comes.
     """
     first = float((policy / policy.sum(axis=1, keepdims=True) * world.appeal.sigmoid().numpy()).sum(axis=1).mean())
     generator, everyone, means = torch.Generator().manual_seed(seed), torch.arange(len(world.user_ids)), []

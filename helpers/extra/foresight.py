@@ -33,7 +33,7 @@ class Habits(NamedTuple):
     """What is assumed of people, not fitted."""
 
     impatience: float = 2.0  # κ: one star less of satisfaction makes leaving e^κ times as likely; 0: nobody cares
-    decay: float = 0.8       # ρ: share of satisfaction that outlasts a film; it remembers some 1/(1 − ρ) films
+    decay: float = 0.8       # ρ: persistence: share of satisfaction that outlasts a film; some 1/(1 − ρ) films count
     leave: float = 0.1       # chance of leaving after a step, when satisfaction is 0
     satiation: float = 0.2   # stars lost by a film of cosine 1 to the one just taken
     recovery: float = 0.8    # share of that loss which is left a step later
@@ -146,7 +146,7 @@ def fit_world(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.ndarra
 
 
 class Visits:
-    """B sessions at once, one a row of `user` (B,), of at most `length` steps; the same seed, the same luck.
+    """B sessions at once, one a row of `user` (B,), of at most `length` steps; the same seed, the same random numbers.
 
     `here` (B,) says who has not left. A session ends earlier where no film is left that was not shown.
     """
@@ -154,7 +154,7 @@ class Visits:
     def __init__(self, world: World, habits: Habits, user: Tensor, seed: int = 0, length: int = 100, k: int = 1):
         self.world, self.habits, self.user, self.steps = world, habits, user, 0
         self.length = min(length, (len(world.item_ids) - world.first.shape[1]) // k)
-        self.luck = torch.rand(length, 3, len(user), generator=torch.Generator().manual_seed(seed))
+        self.uniforms = torch.rand(length, 3, len(user), generator=torch.Generator().manual_seed(seed))
         self.recent, self.recent_stars = world.first[user], world.first_stars[user]                    # (B, F)
         self.rated = torch.zeros(len(user), len(world.item_ids)).scatter(1, self.recent, self.recent_stars)
         self.shown = self.rated > 0                               # (B, n), never shown again
@@ -184,7 +184,7 @@ class Visits:
         """
         world, habits, rows = self.world, self.habits, torch.arange(len(self.user))
         slate = slate[:, None] if slate.ndim == 1 else slate
-        choose, scatter, leave = self.luck[self.steps]
+        choose, scatter, leave = self.uniforms[self.steps]
         odds = world.appeal[self.user[:, None], slate].exp()
         reached = odds.cumsum(dim=1) / (1 + odds.sum(dim=1, keepdim=True))
         place = (choose[:, None] >= reached).sum(dim=1)
@@ -285,7 +285,7 @@ class Guests(gymnasium.Env):
     Action: Discrete(n), a row of the item matrix. Observation: Box (F·(E+1),) float32, the state of `Transition`.
     Reward: 1 if the film is taken, else 0. Terminated: the person left. Truncated: no step is left. A film that was
     shown before is refused: it earns −1, and nothing follows but that a step is gone. `reset(seed=…)` with the same
-    seed is the same person with the same luck; options={"user": row} chooses the person.
+    seed is the same person with the same random numbers; options={"user": row} chooses the person.
     """
 
     def __init__(self, world: World, item_matrix: np.ndarray, habits: Habits = HABITS, length: int = 100):
