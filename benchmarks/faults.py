@@ -31,7 +31,7 @@ FAULTS = [
     ("training.py", "proto_action.var(dim=0", "proto_action.var(dim=1", "training"),
     ("training.py", "if shuffle_ties and (step == first or (step - 1) % per_pass == 0):",
      "if shuffle_ties and step == first:", "training"),
-    ("features.py", '(votes["size"] + 5)})', '(votes["size"] + 50)})', "features"),
+    ("features.py", '(of_item["size"] + damping)', '(of_item["size"] + 10 * damping)', "features liking"),
     ("networks.py", "nn.Dropout(dropout), nn.Linear(hidden_size, size)", "nn.Linear(hidden_size, size)", "networks"),
     ("networks.py", "kept = torch.rand_like(rating) >= share", "kept = torch.rand_like(rating) >= 0", "networks"),
     ("plots.py", "smoothed = values if few else running_mean(values, smooth)", "smoothed = values", "plots"),
