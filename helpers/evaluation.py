@@ -54,6 +54,10 @@ def split_time(ratings: pd.DataFrame, share: float = 0.1, at_least: int = 10) ->
 
     The last `share` of all ratings come after. Of these, only users with `at_least` earlier ratings are kept, and
     only films they had not rated before; DataError if nothing is.
+
+    >>> log = pd.DataFrame({"user_id": [1, 1, 2, 1, 2], "item_id": [7, 8, 7, 9, 7], "timestamp": range(5)})
+    >>> [part["item_id"].tolist() for part in split_time(log, share=0.4, at_least=1)]  # user 2 knows film 7
+    [[7, 8, 7], [9]]
     """
     ratings = in_order(ratings)
     moment = ratings["timestamp"].sort_values(kind="stable").iloc[int((1 - share) * len(ratings))]
@@ -69,7 +73,12 @@ def split_time(ratings: pd.DataFrame, share: float = 0.1, at_least: int = 10) ->
 
 
 def rolling_cases(before: pd.DataFrame, held_out: pd.DataFrame) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
-    """Return (all ratings before, cases) for the first, second, … held-out rating of each user."""
+    """Return (all ratings before, cases) for the first, second, … held-out rating of each user.
+
+    >>> log = pd.DataFrame({"user_id": 1, "item_id": [7, 8, 9], "timestamp": range(3)})
+    >>> [[part["item_id"].tolist() for part in turn] for turn in rolling_cases(log[:1], log[1:])]
+    [[[7], [8]], [[7, 8], [9]]]
+    """
     held_out = in_order(held_out)
     position = held_out.groupby("user_id").cumcount()
     return [(together(before, held_out[position < k]), held_out[position == k].reset_index(drop=True))

@@ -58,7 +58,11 @@ def build_dir(dataset: str, root: Path = ROOT) -> Path:
 
 
 def shown(path: Path) -> str:
-    """Return a path as a reader should see it: relative to the project, forward slashes."""
+    """Return a path as a reader should see it: relative to the project, forward slashes.
+
+    >>> shown(ROOT / "data" / "ml-100k" / "infos.json"), shown(Path("/elsewhere/infos.json"))
+    ('data/ml-100k/infos.json', 'infos.json')
+    """
     path = Path(path)
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
 
