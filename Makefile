@@ -4,6 +4,8 @@
 # make check  style, types and unit tests: three minutes
 # make test  the same, every notebook cell by cell (those that train agents with few steps), and all of them, short, on
 #            three made tables; FULL=1 trains as the lessons do and compares every number: an hour
+# make faults  put 25 one-line faults into a copy of the code, one at a time, and say which the unit tests notice: ten
+#            minutes
 # make bench  how fast ratings become transitions, on a synthetic table of 20 million (needs 3 GB of disk), how fast
 #             films are asked for, of a local stand-in for TMDB, how fast DDPG learns, how fast the service
 #             answers, and with Ray how fast two workers make transitions: 18 minutes in all
@@ -22,7 +24,7 @@ PORT    ?= 8000
 BIN     := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run figures check test bench results book colab lab serve docker-check notes agents clean
+.PHONY: run figures check test faults bench results book colab lab serve docker-check notes agents clean
 .DELETE_ON_ERROR:
 
 .venv/ready: requirements.txt build/requirements.txt constraints.txt pyproject.toml
@@ -85,6 +87,9 @@ check-05 check-12 check-13 check-15 check-16 check-17: check-data
 check-05b: check-05
 check-06 check-07 check-08 check-10 check-11 check-14: check-05b
 check-09 check-10b: check-06 check-07 check-08
+
+faults: .venv/ready-dev
+	$(BIN)/python -m benchmarks.faults
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.frames

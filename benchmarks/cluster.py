@@ -18,6 +18,7 @@ from benchmarks import synthetic
 from helpers.agents import beyond_one_machine
 from helpers.extra import cluster
 from helpers.files import PROJECT, data_dir, write_json
+from helpers.tables import RATING_COLUMNS
 
 FRAME_SIZE, EMBED_SIZE, SHARDS, BATCH_BYTES = 10, 128, 16, 4096 * 10_840
 
@@ -51,7 +52,7 @@ def main() -> None:
         return
     home = data_dir("synthetic-cluster")
     table = synthetic.make(options.users, n_ratings=options.ratings).to_pandas()
-    table.columns = cluster.COLUMNS
+    table.columns = RATING_COLUMNS
     table["rating"] = table["rating"].astype(np.float32)
     (home / "raw").mkdir(exist_ok=True)
     for k in range(4):

@@ -79,6 +79,42 @@ def ranked(recommend: Recommender, turns: list[tuple[Frames, pd.DataFrame]]) -> 
     return pd.concat([evaluation.rank_held_out(recommend, history, cases) for history, cases in turns])
 
 
+def user_metrics(ranked: pd.DataFrame, relevant: float | None = None) -> pd.DataFrame:
+    """Return one row a user, by user_id: the mean of `evaluation.case_metrics` over the user's cases.
+
+    With `relevant` a user's rows are one case, a slate that may hit several films: those rated that much or more are
+    relevant, and users without any are left out. NDCG@10 is the discounted sum over the hits by that of the best slate;
+    HR@10 is 1 if there is a hit; MRR is of the first; reward@10 is summed over all films of the slate, relevant or not.
+    """
+    cases = evaluation.case_metrics(ranked).assign(user_id=ranked["user_id"].to_numpy())
+    if relevant is None:
+        return cases.groupby("user_id").mean()
+    good = (ranked["rating"] >= relevant).to_numpy()
+    hits = cases[good].groupby("user_id").agg({"NDCG@10": "sum", "HR@10": "max", "MRR": "max"})
+    best = np.cumsum(1 / np.log2(np.arange(2, 12)))
+    hits["NDCG@10"] /= best[cases[good].groupby("user_id").size().clip(upper=10) - 1]
+    return hits.join(cases.groupby("user_id")["reward@10"].sum())
+
+
+def slate_metrics(slates: np.ndarray, similarity: np.ndarray, train: pd.DataFrame,
+                  item_ids: np.ndarray) -> dict[str, float]:
+    """Return what slates (U, k), −1 where a place is empty, are like, whoever hits: coverage, diversity, novelty.
+
+    coverage: share of the catalogue on at least one slate. diversity: 1 − mean cosine of the `similarity`
+    (n_items, d) of two items of a slate, over slates of two items or more; 0 where there is none. novelty: mean −log2
+    of the share of users in `train` who rated an item, in bits; an item that nobody rated counts as rated by one.
+    """
+    v = similarity / np.maximum(np.linalg.norm(similarity, axis=1, keepdims=True), 1e-12)
+    filled = slates >= 0
+    chosen, k = v[slates] * filled[:, :, None], filled.sum(axis=1)
+    pairs = np.square(chosen.sum(axis=1)).sum(axis=1) - np.square(chosen).sum(axis=(1, 2))
+    alike = pairs[k > 1] / (k * (k - 1))[k > 1]
+    raters = train.groupby("item_id")["user_id"].nunique().reindex(item_ids).fillna(1).to_numpy()
+    return {"coverage": len(np.unique(slates[filled])) / len(item_ids),
+            "diversity": float(1 - alike.mean()) if len(alike) else 0.0,
+            "novelty": float(-np.log2(raters[slates[filled]] / train["user_id"].nunique()).mean())}
+
+
 def train_agent(frames: Frames, seed: int, **weights: float) -> tuple[dict, float]:
     """Return (lesson 05's agent, CPU seconds); with value_weight=0 the supervised baseline."""
     started = time.process_time()
@@ -129,7 +165,7 @@ def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: di
     write_cases(folder / protocol, part, ids, matrix)
 
     def users_of(recommend: Recommender, turns: list) -> pd.DataFrame:
-        return evaluation.user_metrics(ranked(recommend, turns), relevant=part.relevant)
+        return user_metrics(ranked(recommend, turns), relevant=part.relevant)
 
     models: dict[str, tuple[str, list[Recommender], float, dict]] = {
         "random": ("baseline", [recommenders.random(seed) for seed in seeds], 0.0, {}),
@@ -178,7 +214,7 @@ def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: di
     train_users = test[0][0].user_ids[test[0][0].log_length > FRAME_SIZE]
     for name, (kind, scorers, cpu, more) in models.items():
         ranks = [ranked(recommend, test) for recommend in scorers]
-        runs = [evaluation.user_metrics(each, relevant=part.relevant) for each in ranks]
+        runs = [user_metrics(each, relevant=part.relevant) for each in ranks]
         slates = evaluation.slates_of(scorers[0], test[0][0], train_users)
         heard = sum(liking.accuracy(recommend, test[0][0], held_out) for recommend in scorers) / len(scorers)
         low, high = evaluation.bootstrap(heard) if len(heard) else (0.0, 1.0)  # of clicks no two differ
@@ -186,7 +222,7 @@ def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: di
         more |= {"liking accuracy": round(float(heard.mean()), 4), "liking low": round(low, 4),
                  "liking high": round(high, 4), "kept when exchanged": round(float(kept), 3)}
         more |= {key: round(value, 4) for key, value in
-                 evaluation.slate_metrics(slates, similarity, part.train, ids).items()}
+                 slate_metrics(slates, similarity, part.train, ids).items()}
         hits = ranks[0].loc[ranks[0]["rank"] <= 10, "rating"].mean()
         row, users[name] = judged_row(name, kind, protocol, runs, cpu, **more,
                                       **{"stars of hits": round(float(hits), 3)})
@@ -331,7 +367,7 @@ def judged_scores(scores: Tensor, turns: list[tuple[Frames, pd.DataFrame]], rele
                 return own
             return own + term(history, user_ids) @ history.items.T / history.embed_size ** 0.5
         ranks.append(evaluation.rank_held_out(recommend, frames, held_out))
-    return evaluation.user_metrics(pd.concat(ranks), relevant=relevant)
+    return user_metrics(pd.concat(ranks), relevant=relevant)
 
 
 def simulate(ratings: pd.DataFrame, infos: dict, vectors: dict, similarity: np.ndarray,

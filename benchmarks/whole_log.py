@@ -79,7 +79,7 @@ def main() -> None:
     rows, users, passes, cpu = [], {}, [], []
 
     def report(name: str, kind: str, models: list, cpu: float = 0.0, **more: object) -> None:
-        runs = [evaluation.user_metrics(evaluation.rank_held_out(model, longer, test)) for model in models]
+        runs = [results.user_metrics(evaluation.rank_held_out(model, longer, test)) for model in models]
         some = np.random.default_rng(0).permutation(longer.user_ids)[:1_000]
         kept = np.mean([liking.kept_when_exchanged(model, longer, some).mean() for model in models])
         row, users[name] = results.judged_row(name, kind, PROTOCOL, runs, cpu, **more)

@@ -174,6 +174,14 @@ def read_ratings(folder: str | Path) -> pd.DataFrame:
 
     Without a column `rating` every row is a click, of 5 stars; without `timestamp` the rows stand in the order of time.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "ratings.csv").write_text("userId,movieId,timestamp\\n2,7,60\\n1,7,50\\n")
+    ...     read_ratings(folder)
+       user_id  item_id  rating  timestamp
+    0        1        7     5.0         50
+    1        2        7     5.0         60
+
     Returns:
         `user_id, item_id` int64 (see `own_ids`), `rating` float32 in [0.5, 5], `timestamp` int64 (seconds since 1970),
         sorted by (user_id, timestamp), ties in the order of the file; an item may be rated twice.

@@ -54,6 +54,10 @@ def split_time(ratings: pd.DataFrame, share: float = 0.1, at_least: int = 10) ->
 
     The last `share` of all ratings come after. Of these, only users with `at_least` earlier ratings are kept, and
     only films they had not rated before; DataError if nothing is.
+
+    >>> log = pd.DataFrame({"user_id": [1, 1, 2, 1, 2], "item_id": [7, 8, 7, 9, 7], "timestamp": range(5)})
+    >>> [part["item_id"].tolist() for part in split_time(log, share=0.4, at_least=1)]  # user 2 knows film 7
+    [[7, 8, 7], [9]]
     """
     ratings = in_order(ratings)
     moment = ratings["timestamp"].sort_values(kind="stable").iloc[int((1 - share) * len(ratings))]
@@ -69,7 +73,12 @@ def split_time(ratings: pd.DataFrame, share: float = 0.1, at_least: int = 10) ->
 
 
 def rolling_cases(before: pd.DataFrame, held_out: pd.DataFrame) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
-    """Return (all ratings before, cases) for the first, second, … held-out rating of each user."""
+    """Return (all ratings before, cases) for the first, second, … held-out rating of each user.
+
+    >>> log = pd.DataFrame({"user_id": 1, "item_id": [7, 8, 9], "timestamp": range(3)})
+    >>> [[part["item_id"].tolist() for part in turn] for turn in rolling_cases(log[:1], log[1:])]
+    [[[7], [8]], [[7, 8], [9]]]
+    """
     held_out = in_order(held_out)
     position = held_out.groupby("user_id").cumcount()
     return [(together(before, held_out[position < k]), held_out[position == k].reset_index(drop=True))
@@ -139,23 +148,6 @@ def case_metrics(ranked: pd.DataFrame, k: int = 10) -> pd.DataFrame:
                          "MRR": 1 / rank, f"reward@{k}": hit * reward_of(ranked["rating"].to_numpy(np.float64))})
 
 
-def user_metrics(ranked: pd.DataFrame, k: int = 10, relevant: float | None = None) -> pd.DataFrame:
-    """Return one row a user, by user_id: the mean of `case_metrics` over the user's cases.
-
-    With `relevant` a user's rows are one case, a slate that may hit several films: those rated that much or more are
-    relevant, and users without any are left out. NDCG@k is the discounted sum over the hits by that of the best slate;
-    HR@k is 1 if there is a hit; MRR is of the first; reward@k is summed over all films of the slate, relevant or not.
-    """
-    cases = case_metrics(ranked, k).assign(user_id=ranked["user_id"].to_numpy())
-    if relevant is None:
-        return cases.groupby("user_id").mean()
-    good = (ranked["rating"] >= relevant).to_numpy()
-    hits = cases[good].groupby("user_id").agg({f"NDCG@{k}": "sum", f"HR@{k}": "max", "MRR": "max"})
-    best = np.cumsum(1 / np.log2(np.arange(2, k + 2)))
-    hits[f"NDCG@{k}"] /= best[cases[good].groupby("user_id").size().clip(upper=k) - 1]
-    return hits.join(cases.groupby("user_id")[f"reward@{k}"].sum())
-
-
 def slates_of(recommend: Recommender, history: Frames, user_ids: np.ndarray, k: int = 10,
               batch_size: int | None = None) -> np.ndarray:
     """Return (U, k) rows of the item matrix: the best-scored unseen items of each user, −1 where none is left.
@@ -171,40 +163,21 @@ def slates_of(recommend: Recommender, history: Frames, user_ids: np.ndarray, k: 
     return np.concatenate(slates)
 
 
-def slate_metrics(slates: np.ndarray, similarity: np.ndarray, train: pd.DataFrame,
-                  item_ids: np.ndarray) -> dict[str, float]:
-    """Return what slates (U, k), −1 where a place is empty, are like, whoever hits: coverage, diversity, novelty.
-
-    coverage: share of the catalogue on at least one slate. diversity: 1 − mean cosine of the `similarity`
-    (n_items, d) of two items of a slate, over slates of two items or more; 0 where there is none. novelty: mean −log2
-    of the share of users in `train` who rated an item, in bits; an item that nobody rated counts as rated by one.
-    """
-    v = similarity / np.maximum(np.linalg.norm(similarity, axis=1, keepdims=True), 1e-12)
-    filled = slates >= 0
-    chosen, k = v[slates] * filled[:, :, None], filled.sum(axis=1)
-    pairs = np.square(chosen.sum(axis=1)).sum(axis=1) - np.square(chosen).sum(axis=(1, 2))
-    alike = pairs[k > 1] / (k * (k - 1))[k > 1]
-    raters = train.groupby("item_id")["user_id"].nunique().reindex(item_ids).fillna(1).to_numpy()
-    return {"coverage": len(np.unique(slates[filled])) / len(item_ids),
-            "diversity": float(1 - alike.mean()) if len(alike) else 0.0,
-            "novelty": float(-np.log2(raters[slates[filled]] / train["user_id"].nunique()).mean())}
-
-
-def bootstrap(values: np.ndarray, n: int = 2000, seed: int = 0) -> tuple[float, float]:
+def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % percentile interval of the mean of `values` (U,), resampling users.
 
     >>> bootstrap(np.full(9, 0.25))
     (0.25, 0.25)
     """
     values, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(n)]
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(2000)]
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 
-def ndcg(recommend: Recommender, history: Frames, held_out: pd.DataFrame, k: int = 10) -> float:
-    """Return the mean NDCG@k of a recommender."""
-    return float(case_metrics(rank_held_out(recommend, history, held_out), k)[f"NDCG@{k}"].mean())
+def ndcg(recommend: Recommender, history: Frames, held_out: pd.DataFrame) -> float:
+    """Return the mean NDCG@10 of a recommender."""
+    return float(case_metrics(rank_held_out(recommend, history, held_out))["NDCG@10"].mean())
 
 
 def compare(models: dict[str, list[Recommender]], history: Frames,
@@ -225,13 +198,12 @@ def compare(models: dict[str, list[Recommender]], history: Frames,
     return pd.DataFrame(rows), cases
 
 
-def differences(cases: dict[str, pd.DataFrame], model: str, others: list[str],
-                metrics: tuple[str, ...] = ("NDCG@10", "reward@10")) -> pd.DataFrame:
+def differences(cases: dict[str, pd.DataFrame], model: str, others: list[str]) -> pd.DataFrame:
     """Return `model` minus each other, case by case: mean and 95 % interval, one row another model."""
     rows = []
     for other in others:
         row = {f"{model} minus …": other}
-        for metric in metrics:
+        for metric in ("NDCG@10", "reward@10"):
             difference = cases[model][metric] - cases[other][metric]
             low, high = bootstrap(difference)
             row[metric] = f"{difference.mean():+.3f}  [{low:+.3f}, {high:+.3f}]"

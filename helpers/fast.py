@@ -1,4 +1,8 @@
-"""How batches of transitions are filled nearly as fast as memory is copied: a compiled kernel and memory used again."""
+"""How batches of transitions are filled nearly as fast as memory is copied: a compiled kernel and memory used again.
+
+Measured (docs/speed.md): shuffled batches at 109 times the rate at which the static file of 2019 was read, in lesson
+04's way; 5 % of a training's time, where the networks' products take the most.
+"""
 
 import contextlib
 import sys

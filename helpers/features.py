@@ -14,7 +14,7 @@ from scipy import sparse
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.preprocessing import StandardScaler, normalize
 
-from helpers.files import DataError, need, replacing, shown, write_json
+from helpers.files import damaged, need, replacing, write_json
 from helpers.frames import rows_of
 from helpers.tables import in_order
 
@@ -51,10 +51,11 @@ def read_infos(path: Path) -> dict[int, dict]:
     try:
         infos = {int(key): info for key, info in json.loads(Path(path).read_text(encoding="utf-8")).items()}
     except (AttributeError, ValueError) as error:
-        raise DataError(f"{shown(path)} is damaged ({error}): delete it and run notes/01_data_parsing.ipynb") from error
+        raise damaged(path, "notes/01_data_parsing.ipynb", error) from error
     for item_id, info in infos.items():
         if lacking := SCHEMA.keys() - (info.keys() if isinstance(info, dict) else set()):
-            raise DataError(f"{shown(path)}: film {item_id} lacks {', '.join(sorted(lacking))}")
+            reason = f"film {item_id} lacks {', '.join(sorted(lacking))}"
+            raise damaged(path, "notes/01_data_parsing.ipynb", reason)
     return infos
 
 
@@ -146,13 +147,13 @@ def joined(blocks: dict[str, np.ndarray], weights: dict[str, float] | None = Non
     return np.hstack(scaled).astype(np.float32)
 
 
-def pca(matrix: np.ndarray, n: int, whiten: bool, seed: int = 0) -> tuple[np.ndarray, PCA]:
+def pca(matrix: np.ndarray, n: int, whiten: bool) -> tuple[np.ndarray, PCA]:
     """Project (n_items, d) on its `n` directions of largest variance: (n_items, n) float32, and the fitted PCA.
 
     Whitened columns have mean 0 and variance 1; directions without any variance are 0.
     """
     kept = min(n, *matrix.shape)
-    fitted = PCA(kept, whiten=whiten, svd_solver="full", random_state=seed)
+    fitted = PCA(kept, whiten=whiten, svd_solver="full")
     projected = fitted.fit_transform(matrix)
     signs = np.where(projected[np.abs(projected).argmax(axis=0), range(kept)] < 0, -1, 1)  # the same everywhere
     fitted.components_ *= signs[:, None]
@@ -171,9 +172,14 @@ def votes_of(ratings: pd.DataFrame, item_ids: np.ndarray) -> pd.DataFrame:
     array([[1.1 , 3.43],
            [0.  , 3.  ]])
     """
-    votes = ratings.groupby("item_id")["rating"].agg(["size", "sum"]).reindex(item_ids).fillna(0)
-    return pd.DataFrame({"vote_count": np.log1p(votes["size"]),
-                         "vote_average": (votes["sum"] + 5 * ratings["rating"].mean()) / (votes["size"] + 5)})
+    votes = ratings["item_id"].value_counts().reindex(item_ids).fillna(0)
+    return pd.DataFrame({"vote_count": np.log1p(votes), "vote_average": damped_mean(ratings, item_ids, 5)})
+
+
+def damped_mean(ratings: pd.DataFrame, item_ids: np.ndarray, damping: float) -> pd.Series:
+    """Return by item_id the mean rating of each item and of `damping` ratings of the overall mean beside."""
+    of_item = ratings.groupby("item_id")["rating"].agg(["size", "sum"]).reindex(item_ids).fillna(0)
+    return (of_item["sum"] + damping * ratings["rating"].mean()) / (of_item["size"] + damping)
 
 
 def behaviour(ratings: pd.DataFrame, item_ids: np.ndarray, window: int = 5, co_rating_size: int = 96,
@@ -190,18 +196,18 @@ def behaviour(ratings: pd.DataFrame, item_ids: np.ndarray, window: int = 5, co_r
     return both
 
 
-def content_blocks(infos: dict[int, dict], vectors: dict[int, np.ndarray], text_size: int = 128, list_size: int = 128,
-                   seed: int = 0) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
-    """Return (blocks of text and of lists, numerical facts): what is known of items that nobody has rated.
+def content_blocks(infos: dict[int, dict],
+                   vectors: dict[int, np.ndarray]) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
+    """Return (blocks of text and of lists, of 128 numbers each; numerical facts): what is known of unrated items too.
 
     Rows are in the order of `infos`, {item_id: facts}; `vectors` are those of its texts, {item_id: (d,)}.
     """
-    text, _ = pca(np.stack([vectors[item_id] for item_id in infos]), text_size, whiten=False)
+    text, _ = pca(np.stack([vectors[item_id] for item_id in infos]), 128, whiten=False)
     lists = [[info[field] for info in infos.values()] for field in LISTS]
     hot = sparse.hstack([multi_hot(rows, label_encode(value for row in rows for value in row)) for rows in lists])
     facts = pd.DataFrame({field: [info[field] for info in infos.values()] for field in FACTS}, index=list(infos),
                          dtype=np.float64).dropna(axis=1, how="all")
-    return {"text": text, "lists": svd(hot.tocsr(), list_size, seed)}, facts
+    return {"text": text, "lists": svd(hot.tocsr(), 128)}, facts
 
 
 def item_matrix(ratings: pd.DataFrame, infos: dict[int, dict], vectors: dict[int, np.ndarray],
@@ -228,10 +234,10 @@ def read_item_matrix(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             ids, matrix = file["ids"], file["matrix"]
+        if len(ids) != len(matrix) or matrix.ndim != 2:
+            raise ValueError(f"{len(ids)} ids for a matrix of shape {matrix.shape}")
     except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{shown(path)} is damaged ({error}): delete it and run notes/03_pca.ipynb") from error
-    if len(ids) != len(matrix) or matrix.ndim != 2:
-        raise DataError(f"{shown(path)}: {len(ids)} ids for a matrix of shape {matrix.shape}")
+        raise damaged(path, "notes/03_pca.ipynb", error) from error
     return ids, matrix
 
 

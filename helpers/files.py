@@ -58,9 +58,19 @@ def build_dir(dataset: str, root: Path = ROOT) -> Path:
 
 
 def shown(path: Path) -> str:
-    """Return a path as a reader should see it: relative to the project, forward slashes."""
+    """Return a path as a reader should see it: relative to the project, forward slashes.
+
+    >>> shown(ROOT / "data" / "ml-100k" / "infos.json"), shown(Path("/elsewhere/infos.json"))
+    ('data/ml-100k/infos.json', 'infos.json')
+    """
     path = Path(path)
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+
+
+def damaged(path: Path, lesson: str, reason: Any) -> DataError:
+    """Return the error of an artefact that cannot be read: which, why, and the lesson that writes it anew."""
+    first = (str(reason) or "it ends early").splitlines()[0]
+    return DataError(f"{shown(path)} is damaged, or not what we write ({first}): delete it and run {lesson}")
 
 
 def need(path: Path, made_by: str) -> Path:
@@ -159,8 +169,7 @@ def read_vectors(path: Path) -> dict[int, np.ndarray]:
     try:
         vectors = _ArraysOnly(content).load()
         if not all(isinstance(key, int) and isinstance(vector, np.ndarray) for key, vector in vectors.items()):
-            raise TypeError("it holds other keys or values")
+            raise TypeError("it holds more than {item_id: numpy array}")
     except Exception as error:  # damaged bytes can make an unpickler raise nearly anything
-        raise DataError(f"{shown(path)} is no pickle of {{item_id: numpy array}} alone ({error}): delete it and run "
-                        f"notes/02_embeddings.ipynb") from error
+        raise damaged(path, "notes/02_embeddings.ipynb", error) from error
     return vectors

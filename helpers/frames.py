@@ -15,11 +15,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from helpers.fast import Pool, fill
-from helpers.files import DataError, need, replacing, shown
+from helpers.files import DataError, damaged, need, replacing, shown
 from helpers.tables import in_order
 
 GROUP = 1 << 21  # transitions shuffled together, in the cache
 ROWS = 4096      # of a static file, written or read together
+LESSON = "notes/04_static_dataset.ipynb"  # writes it
 
 
 class Transition(NamedTuple):
@@ -54,6 +55,13 @@ def rows_of(wanted: pd.Series | np.ndarray, item_ids: np.ndarray) -> np.ndarray:
     return rows[codes]
 
 
+def check_rows(matrix: np.ndarray | Tensor, item_ids: np.ndarray) -> None:
+    """Raise a DataError unless `matrix` (n_items, d) has one row for each of `item_ids`, which are distinct."""
+    if not len(n := np.unique(item_ids)) == len(item_ids) == len(matrix):
+        raise DataError(f"a matrix of {len(matrix)} rows for {len(item_ids)} items ({len(n)} distinct): each wants one "
+                        f"row of its own, as notes/03_pca.ipynb makes them")
+
+
 class Frames(torch.utils.data.Dataset):
     """All transitions of all users' logs, made on the fly: an index of windows, nothing materialised.
 
@@ -75,9 +83,7 @@ class Frames(torch.utils.data.Dataset):
 
     def __init__(self, ratings: pd.DataFrame, item_ids: np.ndarray, item_matrix: np.ndarray | Tensor,
                  frame_size: int = 10, device: str | torch.device = "cpu", times: bool = False):
-        if not len(np.unique(item_ids)) == len(item_ids) == len(item_matrix):
-            raise DataError(f"{len(item_ids)} item ids ({len(np.unique(item_ids))} distinct) for an item matrix of "
-                            f"{len(item_matrix)} rows: each row wants one id of its own")
+        check_rows(item_matrix, item_ids)
         ratings = in_order(ratings)
         users, when = ratings["user_id"].to_numpy(), ratings["timestamp"].to_numpy()
         is_first = np.append(True, users[1:] != users[:-1])[:len(users)]
@@ -282,24 +288,23 @@ def write_static(path: Path, frames: Frames, source: str, seed: int | None = Non
                 file[name][n * ROWS:n * ROWS + len(field)] = stored.reshape(-1, *file[name].shape[1:])
 
 
-def read_static(path: Path, batch_size: int, frame_size: int, item_matrix: np.ndarray | Tensor,
-                device: str | torch.device = "cpu") -> Iterator[Transition]:
+def read_static(path: Path, batch_size: int, frame_size: int,
+                item_matrix: np.ndarray | Tensor) -> Iterator[Transition]:
     """Yield the transitions of a static file in its order, float32, as `Frames.batches` does; DataError if damaged."""
     with open_static(path) as file:
         of_file, wanted = (file.attrs["frame_size"], file.attrs["hash"]), (frame_size, matrix_hash(item_matrix))
         if of_file != wanted:
             raise DataError(f"{shown(path)} was written with frame_size {of_file[0]} and item matrix {of_file[1]:.8}, "
-                            f"not {wanted[0]} and {wanted[1]:.8}: run notes/04_static_dataset.ipynb again")
+                            f"not {wanted[0]} and {wanted[1]:.8}: run {LESSON} again")
         pool, rows = Pool(), batch_size * -(-ROWS // batch_size)  # whole batches of whole chunks
         for low in range(0, len(file["reward"]), rows):
             try:
                 stored = [torch.from_numpy(file[name][low:low + rows]) for name in FIELDS]
             except OSError as error:
-                raise DataError(f"{shown(path)} is damaged in the {rows:,} rows from {low:,} on ({error}): delete it "
-                                f"and run notes/04_static_dataset.ipynb") from error
+                raise damaged(path, LESSON, f"in the {rows:,} rows from {low:,} on: {error}") from error
             for batch in zip(*(field.split(batch_size) for field in stored), strict=True):
                 t = pool.take([(len(field), field[0].numel()) for field in batch])
-                yield Transition(*(to.copy_(field.view_as(to)).to(device) for to, field in zip(t, batch, strict=True)))
+                yield Transition(*(to.copy_(field.view_as(to)) for to, field in zip(t, batch, strict=True)))
 
 
 def open_static(path: Path) -> h5py.File:
@@ -308,13 +313,11 @@ def open_static(path: Path) -> h5py.File:
     try:
         file = h5py.File(path, "r", rdcc_nbytes=1 << 21)  # a cache of chunks that fits the processor's own
     except OSError as error:
-        raise DataError(f"{shown(path)} cannot be read ({error}): if another program writes it, close it there; if it "
-                        f"is damaged, delete it and run notes/04_static_dataset.ipynb") from error
+        raise damaged(path, LESSON, f"{error}; if another program writes it, close it there") from error
     lengths = {len(file[name]) for name in FIELDS if name in file}
     if not {*FIELDS} <= {*file} or len(lengths) > 1 or not {"frame_size", "hash"} <= {*file.attrs}:
         file.close()
-        raise DataError(f"{shown(path)} has not what we write: {', '.join(FIELDS)} of one length, frame_size and hash "
-                        f"are wanted; delete it and run notes/04_static_dataset.ipynb")
+        raise damaged(path, LESSON, f"{', '.join(FIELDS)} of one length, frame_size and hash are wanted")
     return file
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from helpers.evaluation import case_metrics, rank_held_out, slates_of
+from helpers.features import damped_mean
 from helpers.frames import Frames, rows_of
 from helpers.recommenders import Recommender, latest_ratings
 
@@ -71,7 +72,7 @@ def fit_liking(train: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, sw
     """
     vectors = torch.as_tensor(matrix, dtype=torch.float32)
     length = float(vectors.square().sum(dim=1).mean().sqrt())
-    liking = Liking(damped_mean(train, item_ids, damping), torch.eye(vectors.shape[1]) * 0.2 / length,
+    liking = Liking(offsets(train, item_ids, damping), torch.eye(vectors.shape[1]) * 0.2 / length,
                     max(float(train["rating"].var(ddof=0)), LEAST), damping)
     logs = [torch.as_tensor(log) for log in pd.Series(np.arange(len(train))).groupby(train["user_id"].to_numpy())
             .indices.values()]
@@ -92,21 +93,19 @@ def fit_liking(train: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, sw
     return liking
 
 
-def damped_mean(train: pd.DataFrame, item_ids: np.ndarray, damping: float) -> Tensor:
-    """Return (n_items,) the mean rating of each item and of `damping` ratings of the overall mean beside."""
-    mean, of_item = train["rating"].mean(), train.groupby("item_id")["rating"].agg(["sum", "size"])
-    damped = (of_item["sum"] + damping * mean) / (of_item["size"] + damping)
-    return torch.as_tensor(damped.reindex(item_ids, fill_value=mean).to_numpy(np.float32, copy=True))
+def offsets(train: pd.DataFrame, item_ids: np.ndarray, damping: float) -> Tensor:
+    """Return `damped_mean` as a tensor (n_items,), float32."""
+    return torch.as_tensor(damped_mean(train, item_ids, damping).to_numpy(np.float32, copy=True))
 
 
-def mean_rating(train: pd.DataFrame, damping: float = 5.0) -> Recommender:
-    """Score every item by its mean rating, damped towards the mean of all: one list for everybody.
+def mean_rating(train: pd.DataFrame) -> Recommender:
+    """Score every item by its mean rating, and five ratings of the overall mean beside: one list for everybody.
 
     >>> log = pd.DataFrame({"user_id": 1, "item_id": [7, 7, 8], "rating": [5.0, 5.0, 2.0], "timestamp": 0})
-    >>> mean_rating(log, damping=1)(Frames(log, np.array([7, 8, 9]), np.eye(3), frame_size=1), np.array([1]))
-    tensor([[4.6667, 3.0000, 4.0000]])
+    >>> mean_rating(log)(Frames(log, np.array([7, 8, 9]), np.eye(3), frame_size=1), np.array([1]))
+    tensor([[4.2857, 3.6667, 4.0000]])
     """
-    return lambda history, user_ids: damped_mean(train, history.item_ids, damping).expand(len(user_ids), -1)
+    return lambda history, user_ids: offsets(train, history.item_ids, 5.0).expand(len(user_ids), -1)
 
 
 def tilted(recommend: Recommender, stars: Recommender, beta: float) -> Recommender:

@@ -105,6 +105,10 @@ def fit_ease(train: pd.DataFrame, item_ids: np.ndarray, ridge: float, most: int 
 
     Only the `most` popular items take part, for the fit inverts a matrix of that size; a warning says so.
 
+    >>> log = pd.DataFrame({"user_id": [1, 1, 2, 2, 3], "item_id": [7, 8, 7, 8, 9]})
+    >>> round(fit_ease(log, np.array([7, 8, 9]), ridge=1.0)[1][0, 1].item(), 2)  # whoever rated 7 rated 8
+    0.67
+
     Source: Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data", eq. 8.
     """
     if (n_rated := train["item_id"].nunique()) > most:

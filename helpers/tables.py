@@ -132,6 +132,11 @@ def listed(value: Any, between: str = "|") -> list:
     raise ValueError(f"{text[:60]!r} begins like a list and is none")
 
 
+def no_overview(text: str) -> bool:
+    """Say whether a text is one of the ways in which TMDB's tables write that there is none."""
+    return bool(re.fullmatch(r"no (movie )?overview( found| available)?\.*", text.strip(), re.IGNORECASE))
+
+
 def checked(table: Any, source: str, *columns: str | None, first_line: int | None = None) -> pd.DataFrame:
     """Return any library's table, with each of `columns` once, as a frame that tells `refuse` its source and lines."""
     if not isinstance(table, pd.DataFrame):

@@ -13,8 +13,8 @@ from transformers import AutoModel, AutoTokenizer
 from transformers import logging as transformers_logging
 
 from helpers.files import DataError, write_vectors
+from helpers.tables import no_overview
 
-NO_OVERVIEW = {"no overview found", "no overview", "no movie overview available"}  # so TMDB's tables write "none"
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # of a model on the hub; the rest is the same in other formats
 transformers_logging.set_verbosity_error()  # `load_encoder` checks itself what matters of the warnings
 transformers_logging.disable_progress_bar()
@@ -32,8 +32,7 @@ def item_text(info: dict) -> str:
     """
     year = f" ({info['release_year']})" if info.get("release_year") else ""
     overview = (info.get("overview") or "").strip()
-    if overview.rstrip(".").lower() in NO_OVERVIEW:
-        overview = ""
+    overview = "" if no_overview(overview) else overview
     tagline = (info.get("tagline") or "").strip().rstrip(".")
     parts = [f"{info.get('title') or ''}{year}", ", ".join(info.get("genres") or []), tagline, overview]
     return ". ".join(part.strip() for part in parts if part.strip())

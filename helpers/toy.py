@@ -12,23 +12,23 @@ from helpers.frames import Frames, reward_of
 STARS = np.array([[3.0, 1.5, 0.5], [0.5, 2.0, 5.0], [2.0, 4.0, 3.0]])
 
 
-def toy_log(stars: np.ndarray = STARS, n_users: int = 200, length: int = 60, seed: int = 0) -> pd.DataFrame:
-    """Return the ratings of users who choose at random, in a world where stars[seen, next] are given."""
-    films = np.random.default_rng(seed).integers(len(stars), size=(n_users, length))
-    rating = np.concatenate([np.full((n_users, 1), 3.0), stars[films[:, :-1], films[:, 1:]]], axis=1)
+def toy_log() -> pd.DataFrame:
+    """Return 60 ratings each of 200 users who choose at random; STARS[seen, next] are given, 3 to the first film."""
+    n_users, length = 200, 60
+    films = np.random.default_rng(0).integers(len(STARS), size=(n_users, length))
+    rating = np.concatenate([np.full((n_users, 1), 3.0), STARS[films[:, :-1], films[:, 1:]]], axis=1)
     return pd.DataFrame({"user_id": np.repeat(np.arange(n_users), length), "item_id": films.ravel(),
                          "rating": rating.ravel().astype(np.float32), "timestamp": np.tile(np.arange(length), n_users)})
 
 
-def toy_frames(stars: np.ndarray = STARS, seed: int = 0, **options) -> Frames:
+def toy_frames() -> Frames:
     """Return the transitions of `toy_log`: a state is the film just seen, as a unit vector, and its rating."""
-    return Frames(toy_log(stars, seed=seed), np.arange(len(stars)), np.eye(len(stars), dtype=np.float32),
-                  frame_size=1, **options)
+    return Frames(toy_log(), np.arange(3), np.eye(3, dtype=np.float32), frame_size=1)
 
 
-def toy_states(n_films: int = 3) -> Tensor:
-    """Return (n_films, n_films + 1): each film just seen and rated 3."""
-    return torch.cat([torch.eye(n_films), torch.full((n_films, 1), 3.0)], dim=1)
+def toy_states() -> Tensor:
+    """Return (3, 4): each film just seen and rated 3."""
+    return torch.cat([torch.eye(3), torch.full((3, 1), 3.0)], dim=1)
 
 
 def solve(reward: np.ndarray, gamma: float, n: int = 1, behaviour: np.ndarray | None = None) -> np.ndarray:
@@ -49,19 +49,19 @@ def solve(reward: np.ndarray, gamma: float, n: int = 1, behaviour: np.ndarray | 
     return q
 
 
-def policy_return(choice: np.ndarray, reward: np.ndarray, gamma: float, steps: int = 200) -> float:
-    """Return the discounted return of always taking choice[seen], averaged over the first films."""
+def policy_return(choice: np.ndarray, reward: np.ndarray, gamma: float) -> float:
+    """Return the discounted return of always taking choice[seen], averaged over the first films: of 200 steps."""
     total = 0.0
     for start in range(len(reward)):
         seen = start
-        for step in range(steps):
+        for step in range(200):
             total += gamma ** step * reward[seen, choice[seen]] / len(reward)
             seen = choice[seen]
     return total
 
 
-def share_of_optimum(choice: np.ndarray, gamma: float, stars: np.ndarray = STARS) -> float:
+def share_of_optimum(choice: np.ndarray, gamma: float) -> float:
     """Return the return of always taking choice[seen], as a share of the best there is."""
-    reward = reward_of(stars)
+    reward = reward_of(STARS)
     best = solve(reward, gamma).argmax(axis=1)
     return policy_return(choice, reward, gamma) / policy_return(best, reward, gamma)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
-from helpers.files import DataError, replacing, shown
+from helpers.files import damaged, replacing
 from helpers.frames import Frames, Transition
 from helpers.losses import mean_item
 from helpers.networks import POLICIES
@@ -225,7 +225,5 @@ def load_policy(path: Path, device: str | torch.device = "cpu") -> tuple[nn.Modu
         if "memory" in saved["meta"]:  # what is "user_history" now
             raise RuntimeError("an earlier version has written it")
     except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        reason = (str(error) or "it ends early").splitlines()[0]
-        raise DataError(f"{shown(path)} is not a policy that can be read ({reason}): delete it and run the lesson that "
-                        f"trains it again") from error
+        raise damaged(path, "the lesson that trains it again", error) from error
     return actor.to(device).eval(), saved

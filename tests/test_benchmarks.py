@@ -7,7 +7,19 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import agents, estimates, foresight, frames, reinforce, results, scale, service, synthetic, whole_log
+from benchmarks import (
+    agents,
+    estimates,
+    faults,
+    foresight,
+    frames,
+    reinforce,
+    results,
+    scale,
+    service,
+    synthetic,
+    whole_log,
+)
 from helpers.datasets import read_ratings
 from helpers.files import PROJECT
 from helpers.networks import Joint
@@ -101,3 +113,9 @@ def test_the_update_multiplies_no_more_than_the_products_it_is_compared_with():
     with FlopCounterMode(display=False) as counter:
         step(index, None)
     assert counter.get_total_flops() == 2 * sum(m * k * n for m, k, n in agents.products(len(index)))
+
+
+def test_what_a_fault_replaces_stands_in_its_file_once():
+    counts = {right: (PROJECT / "helpers" / name).read_text(encoding="utf-8").count(right)
+              for name, right, *_ in faults.FAULTS}
+    assert counts == dict.fromkeys(counts, 1) and len(counts) == 25

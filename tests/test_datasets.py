@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 
 from helpers import datasets, tables
-from helpers.agents import data_parsing
 from helpers.datasets import fetch, from_frame, items_from_frame, own_ids, read_items, read_links, read_ratings, unpack
 from helpers.files import DataError
 
@@ -49,31 +48,24 @@ def test_the_wanted_files_of_an_archive_are_unpacked_flat(tmp_path, files, folde
     assert sorted(os.listdir(tmp_path)) == ["raw", "x.zip"]
 
 
-@pytest.mark.parametrize("kind, damaged", [
-    ("compression method", lambda content: content.replace(b"\x14\0\0\0\x08", b"\x14\0\0\0\x09")),  # as Windows has
-    ("not a zip", lambda content: content[:-30]),
-    ("decompressing", lambda content: content[:60] + b"\xff" * 60 + content[120:]),
-])
-def test_a_zip_that_cannot_be_unpacked_gets_a_sentence_and_leaves_nothing(tmp_path, kind, damaged):
+@pytest.mark.parametrize("damaged", [
+    lambda content: content.replace(b"\x14\0\0\0\x08", b"\x14\0\0\0\x09"),  # an unknown method, as Windows has
+    lambda content: content[:-30], lambda content: content[:60] + b"\xff" * 60 + content[120:]])
+def test_a_zip_that_cannot_be_unpacked_gets_a_sentence_and_leaves_nothing(tmp_path, damaged):
     archive = make_zip(tmp_path / "x.zip", {"ratings.csv": bytes(range(256)) * 40})
     archive.write_bytes(damaged(archive.read_bytes()))
-    with pytest.raises(DataError, match=f"(?i)x.zip cannot be unpacked .*{kind}.*give the folder"):
+    with pytest.raises(DataError, match="cannot be unpacked"):
         unpack(archive, tmp_path / "raw")
     assert os.listdir(tmp_path) == ["x.zip"]
 
 
-@pytest.mark.parametrize("name", ["../x", "/x", "a\\..\\b", "a/../../x", "C:/x", "."])
-def test_an_unsafe_path_is_refused_and_nothing_is_written(tmp_path, name):
-    archive = make_zip(tmp_path / "x.zip", {"good.csv": "g", name: "evil"})
-    with pytest.raises(DataError, match=r"x.zip holds an unsafe path"):
-        unpack(archive, tmp_path / "raw")
+@pytest.mark.parametrize("files, said", [
+    *(({"good.csv": "g", name: "evil"}, "unsafe") for name in ("../x", "/x", "a\\..\\b", "a/../../x", "C:/x", ".")),
+    ({"a/ratings.csv": CSV, "b/ratings.csv": CSV}, "several data sets")])
+def test_unsafe_paths_and_two_data_sets_in_one_are_refused_and_nothing_is_written(tmp_path, files, said):
+    with pytest.raises(DataError, match=said):
+        unpack(make_zip(tmp_path / "x.zip", files), tmp_path / "raw")
     assert os.listdir(tmp_path) == ["x.zip"]
-
-
-def test_a_zip_of_two_data_sets_is_refused(tmp_path):
-    archive = make_zip(tmp_path / "x.zip", {"a/ratings.csv": CSV, "b/ratings.csv": CSV})
-    with pytest.raises(DataError, match=r"several data sets, a/ratings.csv beside b/ratings.csv"):
-        unpack(archive, tmp_path / "raw")
 
 
 # --- fetch
@@ -86,10 +78,10 @@ def test_a_folder_is_taken_as_it_is(raw, tmp_path):
 
 @pytest.mark.parametrize("name", ["ml-21m", "no/such/folder", "none.zip"])
 def test_an_unknown_name_gets_the_known_ones_and_no_folder(tmp_path, name):
-    with pytest.raises(DataError, match=r"neither a folder, a .zip, nor one of: ml-100k, ml-latest-small, .*ml-32m"):
+    with pytest.raises(DataError, match="ml-32m"):
         fetch(name, tmp_path)
     assert not list(tmp_path.glob("data/*"))
-    with pytest.raises(DataError, match="neither a folder nor 'minilm'"):
+    with pytest.raises(DataError, match="minilm"):
         datasets.fetch_model(name, tmp_path)
 
 
@@ -146,11 +138,11 @@ def test_a_source_is_downloaded_once_verified_and_read(source, tmp_path, name, a
 
 
 @pytest.mark.parametrize("name", ["ml-100k", "ml-1m", "minilm"])
-@pytest.mark.parametrize("content, sentence", [(b"altered", "does not match"), (None, "no such file")])
-def test_a_source_that_does_not_come_whole_gets_a_sentence_and_is_not_kept(source, tmp_path, name, content, sentence):
+@pytest.mark.parametrize("content, said", [(b"altered", "does not match"), (None, "no such file")])
+def test_a_source_that_does_not_come_whole_gets_a_sentence_and_is_not_kept(source, tmp_path, name, content, said):
     source.content = content
-    with pytest.raises(DataError, match=f"(?s){name} could not be downloaded.*{sentence}.*make run DATASET="):
-        (datasets.fetch_model if name == "minilm" else fetch)(name, tmp_path, source.kept)
+    with pytest.raises(DataError, match=said):
+            (datasets.fetch_model if name == "minilm" else fetch)(name, tmp_path, source.kept)
     assert os.listdir(source.kept) == [] and not list(tmp_path.glob("data/*/raw"))
 
 
@@ -189,39 +181,32 @@ def test_usual_shapes_of_csv_are_read(read, text):
     assert read(CSV + "007,2.0,3,4\n").values.tolist() == [[7, 2, 3, 4]]
 
 
-@pytest.mark.parametrize("name, text", [
-    ("u.data", "1,2,3,4\n"), ("u.data", "1\t2\t3\n"), ("ratings.dat", "1::2::3::4::5\n"), ("ratings.csv", ""),
-    ("ratings.csv", CSV + "1,2,3,4\n1,2,3\n"), ("ratings.csv", (CSV + "é,2,3,4\n").encode("latin-1")),
+@pytest.mark.parametrize("name, text, said", [
+    *((name, text, f"{name} is no table") for name, text in (
+        ("u.data", "1,2,3,4\n"), ("u.data", "1\t2\t3\n"), ("ratings.dat", "1::2::3::4::5\n"), ("ratings.csv", ""),
+        ("ratings.csv", CSV + "1,2,3,4\n1,2,3\n"), ("ratings.csv", (CSV + "é,2,3,4\n").encode("latin-1")),
+        ("ratings.csv", "userId;movieId;rating;timestamp\n1;2;3,5;4\n"))),
+    ("ratings.csv", "userId;movieId;rating;timestamp\n1;2;3;4\n", "columns are userId;movieId;rating"),
+    ("ratings.csv", "userId,movieId,item_id\n1,2,3\n", "2 columns 'item_id'"), ("ratings.csv", CSV, "is empty"),
+    ("movies.csv", MOVIES, "holds no ratings"),
 ])
-def test_a_file_that_is_no_such_table_gets_a_sentence(read, raw, name, text):
-    with pytest.raises(DataError, match=f"{name} is no table of UTF-8 text with .* columns"):
+def test_a_file_that_is_no_such_table_gets_a_sentence(read, name, text, said):
+    with pytest.raises(DataError, match=said):
         read(text, name)
-    with pytest.raises(DataError, match=r"holds no ratings: expected ratings.csv"):
-        read_ratings(raw({"movies.csv": text}))
-
-
-@pytest.mark.parametrize("text, said", [
-    ("userId;movieId;rating;timestamp\n1;2;3;4\n", "no columns 'user_id'; its columns are userId;movieId;rating"),
-    ("userId;movieId;rating;timestamp\n1;2;3,5;4\n", "is no table .*1;2;3,5;4"),
-    ("userId,movieId,item_id\n1,2,3\n", "2 columns 'item_id'"), (CSV, "is empty"),
-])
-def test_other_columns_are_shown_as_they_are(read, text, said):
-    with pytest.raises(DataError, match=f"ratings.csv (has )?{said}"):
-        read(text)
 
 
 @pytest.mark.parametrize("name", ["ml.inter", "ratings.dat"])
 @pytest.mark.parametrize("column, value", [
-    ("user_id", "1.5"), ("user_id", ""), ("user_id", " "), ("item_id", "1.5"), ("item_id", "-4"), ("item_id", "inf"),
-    ("rating", "good"), ("rating", "9"), ("rating", "4.3"), ("rating", "3,5"), ("rating", "nan"),
-    ("timestamp", "4/12/1997"), ("timestamp", ""), ("timestamp", "1700000000000"), ("timestamp", "-86400"),
+    ("user_id", "1.5"), ("user_id", ""), ("user_id", " "), ("item_id", "-4"), ("item_id", "inf"), ("rating", "3,5"),
+    ("rating", "nan"), ("timestamp", "4/12/1997"), ("timestamp", ""), ("timestamp", "1700000000000"),
+    ("timestamp", "-86400"),
 ])
 def test_an_impossible_value_is_shown_with_its_line(read, name, column, value):
     header, separator = FORMATS[name]
     rows = [["5", "10", "4", "99"], ["1", "10", "4", "99"], ["1", "11", "4", "98"], ["0", "12", "1", "97"]]
     for row in rows[2:]:
         row[tables.RATING_COLUMNS.index(column)] = value
-    with pytest.raises(DataError, match=rf"{name}, line {3 + bool(header)}: {column} '{value}' is .*\(2 such lines\)"):
+    with pytest.raises(DataError, match=f"{name}, line {3 + bool(header)}: {column} '{value}'"):
         read(header + "".join(separator.join(row) + "\n" for row in rows), name)
 
 
@@ -255,7 +240,7 @@ def test_words_are_numbered_alike_in_all_tables_of_a_folder(raw):
 
 def test_a_table_without_times_keeps_its_order_and_says_so(read):
     table = pd.DataFrame({"user_id": [2, 1, 1], "item_id": [3, 9, 4], "rating": [5, 4, 3]})
-    with pytest.raises(DataError, match=r"no columns 'timestamp'.*timestamp=None"):
+    with pytest.raises(DataError, match="timestamp=None"):
         from_frame(table)
     ratings = read(table.to_csv(index=False))
     pd.testing.assert_frame_equal(ratings, from_frame(table, rating="rating", timestamp=None)[0])
@@ -280,14 +265,12 @@ def test_own_table_becomes_ratings_and_is_left_as_it_is():
     assert from_frame(CLICKS, stars=3.5, **COLUMNS)[0]["rating"].tolist() == [3.5] * 4
 
 
-@pytest.mark.parametrize("table, options, said", [
-    (CLICKS, {"rating": "score"}, "no columns 'user_id'; its columns are who, what"),
-    (pd.concat([CLICKS, CLICKS[["who"]]], axis=1), COLUMNS, "2 columns 'who'"),
-    (CLICKS.iloc[:0], COLUMNS, "is empty"), ({"who": [1]}, COLUMNS, "is a dict"),
-])
-def test_own_table_without_a_column_or_a_row_gets_a_sentence(table, options, said):
-    with pytest.raises(DataError, match=f"the table (has )?{said}"):
-        from_frame(table, **options)
+@pytest.mark.parametrize("table, said", [
+    (CLICKS.drop(columns="who"), "columns are what"), (pd.concat([CLICKS, CLICKS[["who"]]], axis=1), "2 columns 'who'"),
+    (CLICKS.iloc[:0], "is empty"), ({"who": [1]}, "is a dict")])
+def test_own_table_without_a_column_or_a_row_gets_a_sentence(table, said):
+    with pytest.raises(DataError, match=said):
+        from_frame(table, **COLUMNS)
 
 
 ONE, TWO = uuid.UUID(int=1), uuid.UUID(int=2)
@@ -310,40 +293,35 @@ def test_whole_numbers_are_kept_and_other_ids_are_numbered(values, ids, own, col
     assert names.tolist() == own and names[ids[0]] == (str(values[0]) if isinstance(own[0], str) else ids[0])
 
 
-@pytest.mark.parametrize("column, value, sentence", [
-    ("user_id", np.nan, "is missing"), ("user_id", " ", "is missing"), ("user_id", -1, "is not a whole number"),
-    ("user_id", "-1", "is not a whole number"), ("item_id", 1.5, "is not a whole number"),
-    ("item_id", "1.5", "is not a whole number"), ("item_id", np.inf, "is not a whole number"),
-    ("item_id", 2.0**53, f"from 0 to {2**53 - 1} "), ("item_id", np.float32(2**24), f"from 0 to {2**24 - 1} .*float32"),
-    ("rating", np.nan, "is not one of 0.5"),
-    ("rating", 0, "is not one of"), ("rating", 5.5, "is not one of"), ("rating", 4.3, "is not one of"),
-    ("rating", "good", "is not one of"), ("timestamp", np.nan, "is missing"), ("timestamp", "May 1", "nor a date"),
-    ("timestamp", -5, "between 1970 and 2100"), ("timestamp", np.inf, "between"),
-    ("timestamp", 1_700_000_000_000, "milliseconds: pd.to_datetime"),
-    ("timestamp", pd.Timestamp("1969-12-31 23:59:59"), "between 1970"),
+@pytest.mark.parametrize("column, value, said", [
+    ("user_id", np.nan, "missing"), ("user_id", " ", "missing"), ("user_id", -1, "whole number"),
+    ("user_id", "-1", "whole number"), ("item_id", 1.5, "whole number"), ("item_id", "1.5", "whole number"),
+    ("item_id", np.inf, "whole number"), ("item_id", 2.0**53, str(2**53 - 1)),
+    ("item_id", np.float32(2**24), str(2**24 - 1)), ("rating", np.nan, "0.5"), ("rating", 0, "0.5"),
+    ("rating", 5.5, "0.5"), ("rating", 4.3, "0.5"), ("rating", "good", "0.5"), ("timestamp", np.nan, "missing"),
+    ("timestamp", "May 1", "nor a date"), ("timestamp", -5, "1970"), ("timestamp", np.inf, "1970"),
+    ("timestamp", 1_700_000_000_000, "milliseconds"), ("timestamp", pd.Timestamp("1969-12-31 23:59:59"), "1970"),
 ])
-def test_bad_value_of_an_own_table_is_shown_with_its_row(column, value, sentence):
+def test_bad_value_of_an_own_table_is_shown_with_its_row(column, value, said):
     usual = {str: "3", pd.Timestamp: pd.Timestamp("2020-01-01"), np.float32: np.float32(3)}.get(type(value), 3)
     table = pd.DataFrame({"user_id": 1, "item_id": 1, "rating": 3.0, "timestamp": [1, 2, 3, 4]}, index=list("abcd"))
     table[column] = pd.Series([usual, usual, value, value], index=table.index)
-    with pytest.raises(DataError, match=rf"row 2: {column} '.*{sentence}.* \(2 such rows, counted from 0\)"):
+    with pytest.raises(DataError, match=f"row 2: {column} '") as error:
         from_frame(table, rating="rating")
+    assert said in str(error.value) and "2 such rows" in str(error.value)
 
 
-@pytest.mark.parametrize("column, values, sentence", [
+@pytest.mark.parametrize("column, values, said", [
     ("user_id", [0.0, "0", "X-1"], "several kinds"), ("rating", [[1], [1, 2], [3]], "lists"),
-    ("timestamp", [2**70, 1, 2], "too large")])
-def test_a_column_of_several_kinds_or_of_lists_is_refused(column, values, sentence):
+    ("timestamp", [2**70, 1, 2], "too large"),
+    *(("rating", ones, "rating=None") for ones in ([1] * 3, [True] * 3, ["1"] * 3)),
+    *(("timestamp", dates, "is a date") for dates in ([2001, 1999, 2002], [20200131, 20191231, 20200101],
+                                                      ["202001", "201912", "202002"])),
+])
+def test_a_column_of_several_kinds_of_lists_of_ones_for_stars_or_of_dates_as_numbers_is_refused(column, values, said):
     table = pd.DataFrame({"user_id": 1, "item_id": 1, "rating": 3.0, "timestamp": [1, 2, 3]}).assign(**{column: values})
-    with pytest.raises(DataError, match=f"the table: {column} holds .*{sentence}"):
+    with pytest.raises(DataError, match=said):
         from_frame(table, rating="rating")
-
-
-@pytest.mark.parametrize("values", [[1, 1], [True, False], ["1", "1"]])
-def test_ones_are_no_stars(values):
-    table = pd.DataFrame({"user_id": ["a", "b"], "item_id": [1, 2], "timestamp": [1, 2], "bought": values})
-    with pytest.raises(DataError, match="rating=None"):
-        from_frame(table, rating="bought")
 
 
 @pytest.mark.parametrize("given", [[0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5], ["1.0", "5"], [1]])
@@ -365,10 +343,7 @@ def test_times_of_every_kind_become_seconds(times, read):
         assert ratings.values.tolist() == [[1, 2, 5, 10**9], [1, 1, 5, 10**9]]
 
 
-@pytest.mark.parametrize("times", [[2001, 1999], [20200131, 20191231], ["202001", "201912"]])
-def test_dates_written_as_numbers_are_no_seconds(times):
-    with pytest.raises(DataError, match=r"timestamp '.*' is a date"):
-        from_frame(pd.DataFrame({"user_id": 1, "item_id": [1, 2], "timestamp": times}))
+def test_seconds_that_look_like_years_beside_others_are_seconds():
     assert from_frame(pd.DataFrame({"user_id": 1, "item_id": [1, 2], "timestamp": [2001, 9]}))[0].shape == (2, 4)
 
 
@@ -408,26 +383,6 @@ def test_frames_of_other_kinds_are_read(kind, table):
     assert users.to_dict() == {1: "a", 2: "b"}
 
 
-# --- what a table is like
-
-def test_summary_counts_what_a_reader_should_know(raw):
-    folder = raw({"ratings.csv": CSV + "1,10,3,5\n1,20,4,5\n1,10,5,9\n1,10,1,9\n2,10,2,9\n2,77,2,8\n3,20,2,9\n",
-                  "movies.csv": MOVIES + "".join(f"{i},A,B\n" for i in (20, 10, 50, 40, 30)),
-                  "links.csv": "movieId,imdbId,tmdbId\n10,01,8\n20,02,\n30,03,8\n40,04,9\n40,05,9\n"})
-    table = data_parsing.what_is_odd(read_ratings(folder), read_items(folder), read_links(folder))
-    assert {fact: (row["count"], row["which"]) for fact, row in table.iterrows()} == {
-        "ratings": (7, ""),
-        "users": (3, ""),
-        "items rated": (3, ""),
-        "duplicate (user, item) ratings": (2, ""),                  # user 1 rates item 10 three times
-        "ratings in the same second as the one before": (2, ""),    # users 1 and 3 are not user 2
-        "items never rated": (3, [30, 40, 50]),
-        "items rated but not in the catalogue": (1, [77]),
-        "items without a tmdbId": (2, [20, 50]),                    # an empty one, and no line at all
-        "tmdbIds used by several items": (1, {"8": [10, 30]}),      # item 40 is there twice, but one item
-    }
-
-
 # --- items and links
 
 def items_of(folder):
@@ -464,7 +419,7 @@ def test_genres_of_every_kind_are_read(raw, genres, known):
 
 @pytest.mark.parametrize("text", ["[broken", "{[]: 1}", "[" * 99_999])
 def test_text_that_begins_like_a_list_and_is_none_is_refused(text):
-    with pytest.raises(DataError, match=r"the item table, row 1: genres .* starts like a list"):
+    with pytest.raises(DataError, match="row 1: genres"):
         items_from_frame(pd.DataFrame({"item_id": [1, 2], "title": "A", "genres": ["", text]}))
 
 
@@ -485,9 +440,10 @@ def u_item(item_id, title, date, genres):
 
 HEADLESS = {
     "u.item": [u_item(3, "Misérables, Les (1995)", "01-Jan-1996", ["Drama", "Musical"]),
-               u_item(1, "Either|Or ", "14-Feb-1994", ["Action", "Western"]), u_item(267, "unknown", "", ["unknown"])],
+               u_item(1, "Either|Or ", "14-Feb-1994", ["Action", "Western"]), u_item(267, "unknown", "", ["unknown"]),
+               u_item(2, '"Mission::Impossible", and\x85 more (1996-2003)', "", ["Action"])],
     "movies.dat": ["3::Misérables, Les (1995)::Drama|Musical", "1::Either|Or (1994) ::Action|Western",
-                   "267::unknown::(no genres listed)"],
+                   "267::unknown::(no genres listed)", '2::"Mission::Impossible", and\x85 more (1996-2003)::Action'],
 }
 
 
@@ -497,30 +453,27 @@ HEADLESS = {
 def test_catalogues_without_a_header_are_read(raw, name, encoding, end):
     folder = raw({name: (end.join([*HEADLESS[name], ""]) + end).encode(encoding)})
     assert items_of(folder) == [("Les Misérables", 1995, ["Drama", "Musical"]),
-                                ("Either|Or", 1994, ["Action", "Western"]), ("unknown", None, [])]
-    assert read_items(folder)["item_id"].tolist() == [3, 1, 267]
+                                ("Either|Or", 1994, ["Action", "Western"]), ("unknown", None, []),
+                                ('"Mission::Impossible", and\x85 more', 1996, ["Action"])]
+    assert read_items(folder)["item_id"].tolist() == [3, 1, 267, 2]
 
 
-def test_titles_hold_separators_and_quotes_and_flags_their_published_order(raw):
-    folder = raw({"movies.dat": '2::Mission::Impossible (1996)::Action\n6::"Quoted", and\x85 more (2001-2003)::\n'})
-    assert items_of(folder) == [("Mission::Impossible", 1996, ["Action"]), ('"Quoted", and\x85 more', 2001, [])]
+def test_flags_stand_in_their_published_order(raw):
     assert items_of(raw({"u.item": U_ITEM})) == [("Toy Story", 1995, ["Animation", "Children's", "Comedy"])]
 
 
-@pytest.mark.parametrize("name, text, sentence", [
-    ("movies.dat", "1::A::B\n2::A\n", "line 2: text '2::A' is not id::title::genres"), ("movies.dat", "\n", "line 1"),
-    ("u.item", U_ITEM + "2|A|B\n", "line 2: text '2|A|B' is not .*19 flags"), ("u.item", U_ITEM[:-3] + "\n", "line 1"),
-    ("u.item", "1.5" + U_ITEM[1:], "line 1: item_id '1.5' is not"),
-    ("movies.csv", MOVIES + "2,A,\n3,B,\n2,C,\n", "line 4: item_id '2' is there for the second time"),
-    ("movies.csv", MOVIES + ",A,Drama\n", "line 2: item_id '' is missing"),
-    ("movies.csv", (MOVIES + "1,Amélie,Drama\n").encode("latin-1"), "no table of UTF-8"),
-    ("movies.csv", "movieId,title\n1,A\n", "no columns 'genres'; its columns are item_id, title"),
-    ("ratings.csv", CSV, "holds no items: expected movies.csv"),
+@pytest.mark.parametrize("name, text, said", [
+    ("movies.dat", "1::A::B\n2::A\n", "line 2: text '2::A'"), ("movies.dat", "\n", "line 1"),
+    ("u.item", U_ITEM + "2|A|B\n", "line 2: text"), ("u.item", U_ITEM[:-3] + "\n", "line 1"),
+    ("u.item", "1.5" + U_ITEM[1:], "line 1: item_id '1.5'"),
+    ("movies.csv", MOVIES + "2,A,\n3,B,\n2,C,\n", "line 4: item_id '2'"),
+    ("movies.csv", MOVIES + ",A,Drama\n", "line 2: item_id ''"),
+    ("movies.csv", (MOVIES + "1,Amélie,Drama\n").encode("latin-1"), "UTF-8"),
+    ("movies.csv", "movieId,title\n1,A\n", "columns are item_id, title"), ("ratings.csv", CSV, "holds no items"),
 ])
-def test_a_catalogue_that_cannot_be_read_gets_a_sentence(raw, name, text, sentence):
-    with pytest.raises(DataError, match=sentence.replace("|", r"\|")) as error:
+def test_a_catalogue_that_cannot_be_read_gets_a_sentence(raw, name, text, said):
+    with pytest.raises(DataError, match=said):
         read_items(raw({name: text}))
-    assert name in str(error.value) or name == "ratings.csv"
 
 
 def test_links_keep_their_zeros_and_lose_what_pandas_adds_to_gaps(raw):
@@ -530,5 +483,5 @@ def test_links_keep_their_zeros_and_lose_what_pandas_adds_to_gaps(raw):
     links = read_links(raw({"ml.link": "item_id:token\tentity_id:token\n476\tm.08gjyx\n"}))
     assert links.to_dict("list") == {"item_id": [476], "entity_id": ["m.08gjyx"]}
     assert list(read_links(raw({})).columns) == ["item_id"] and read_links(raw({})).empty
-    with pytest.raises(DataError, match=r"links.csv has no columns 'item_id'; its columns are imdbId, tmdbId"):
+    with pytest.raises(DataError, match="columns are imdbId, tmdbId"):
         read_links(raw({"links.csv": "imdbId,tmdbId\n1,2\n"}))

@@ -24,16 +24,12 @@ def values(name: str, instruction: str) -> list[str]:
 
 
 @BOTH
-def test_an_image_is_pinned_unprivileged_and_watched(name, port):
+def test_an_image_is_pinned_unprivileged_and_watched_and_holds_neither_data_nor_model(name, port):
     (image,), (command,), (health,) = (values(name, instruction) for instruction in ("FROM", "CMD", "HEALTHCHECK"))
     assert re.fullmatch(r"python:3\.11\.\d+-slim-[a-z]+", image) and values(name, "USER")[-1] == "recnn"
     assert f"urlopen('http://127.0.0.1:{port}/" in json.loads(health.split("CMD")[1])[-1]
     command = " ".join(json.loads(command))  # a list, so that signals arrive
     assert "0.0.0.0" in command and port in command and port in values(name, "EXPOSE")[0].split()
-
-
-@BOTH
-def test_what_is_copied_is_there_and_neither_data_nor_model_is(name, port):
     ignored = [line for line in (BUILDS[name] / ".dockerignore").read_text().splitlines() if line[0] != "#"]
     sources = {word for value in values(name, "COPY") for word in value.split()[:-1] if not word.startswith("--")}
     assert all((BUILDS[name] / source).exists() for source in sources)

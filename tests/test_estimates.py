@@ -137,20 +137,20 @@ def test_bad_propensities_and_shapes_are_refused(log):
     for bad in (0.0, np.nan, 1.5, -0.1):
         b = log.b.copy()
         b[3, 0] = bad
-        with pytest.raises(DataError, match="1 of 18000 propensities are 0, NaN or above 1"):
+        with pytest.raises(DataError, match="1 of 18000"):
             lesson.weights_of(log.pi, b)
-    with pytest.raises(DataError, match="must be of the same steps"):
+    with pytest.raises(DataError, match="same steps"):
         lesson.weights_of(log.pi, log.b[:-1])
 
 
 def test_a_target_without_support_is_refused(small, policies):
     narrow = policies[0].copy()
     narrow[:, 5] = 0
-    with pytest.raises(DataError, match="30 films that the behaviour policy never shows"):
+    with pytest.raises(DataError, match="30 films"):
         check_support(policies[1], narrow)
-    with pytest.raises(DataError, match="behaviour policy never shows"):
+    with pytest.raises(DataError, match="never shows"):
         play_log(*small, narrow, [policies[1]], 10, seed=0)
-    with pytest.raises(DataError, match="the same people and films"):
+    with pytest.raises(DataError, match="same people"):
         check_support(policies[1][:, :-1], narrow)
 
 
@@ -184,15 +184,14 @@ def test_a_wheel_out_of_reach_says_what_to_do(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError("pip says: no such package")
     monkeypatch.setattr(datasets, "_pip", refuse)
-    with pytest.raises(DataError, match=r"no such package.*unpack obp/dataset/obd/bts/men/ of its wheel"):
+    with pytest.raises(DataError, match="unpack obp/dataset/obd/bts/men/"):
         datasets.fetch_open_bandit("bts", "men", tmp_path, tmp_path / "none")
 
 
 @pytest.mark.parametrize(("text", "reason"), [
-    (HEADER + ROWS.replace("0.25", "0.0"), "1 rows have a propensity outside"),
-    (HEADER + ROWS.replace("0.25", ""), "1 rows have a propensity outside"),
-    (HEADER + ROWS.replace(",3,1,", ",3,2,"), "other values than 0 and 1"),
-    ((HEADER + ROWS).replace("propensity_score", "score"), "no column propensity_score")])
+    (HEADER + ROWS.replace("0.25", "0.0"), "1 rows"), (HEADER + ROWS.replace("0.25", ""), "1 rows"),
+    (HEADER + ROWS.replace(",3,1,", ",3,2,"), "0 and 1"),
+    ((HEADER + ROWS).replace("propensity_score", "score"), "propensity_score")])
 def test_a_bad_log_is_refused(tmp_path, text, reason):
     (tmp_path / "men.csv").write_text(text)
     with pytest.raises(DataError, match=reason):

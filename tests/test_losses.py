@@ -67,7 +67,7 @@ def test_cross_entropy_by_hand_is_the_entropy_at_its_least():
 
 @pytest.mark.parametrize("loss", [losses.cross_entropy, losses.squared_error])
 def test_a_loss_of_two_shapes_is_refused(loss):
-    with pytest.raises(ValueError, match=r"\(4, 3\) and \(4, 1\) would broadcast"):
+    with pytest.raises(ValueError, match="would broadcast"):
         loss(torch.zeros(4, 3), torch.zeros(4, 1))
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import ndcg_score
 
 from benchmarks import baselines, results
-from helpers import evaluation, recommenders
+from helpers import recommenders
 from helpers.agents.evaluation import over_users
 from helpers.agents.off_policy import fqe_update, new_judge, off_policy
 from helpers.frames import Frames
@@ -81,7 +82,7 @@ def test_scores_of_others_take_a_memory_as_a_policy_does(ratings):
     turns, term = results.framed(part.test, IDS, matrix), fit_user_history(part.train, IDS, matrix, 10.0, 3.0, 0.2)
     silent = results.judged_scores(torch.zeros(60, 30), turns, None, term)
     policy = recommenders.policy(lambda state: torch.zeros(len(state), 4), term)
-    pd.testing.assert_frame_equal(silent, evaluation.user_metrics(results.ranked(policy, turns)))
+    pd.testing.assert_frame_equal(silent, results.user_metrics(results.ranked(policy, turns)))
 
 
 def test_the_supervised_baseline_chooses_the_history_term_and_a_tilt_keeps_its_ranking(monkeypatch):
@@ -162,3 +163,35 @@ def test_only_ratings_of_one_second_change_places_and_each_order_comes():
     torch.manual_seed(0)
     orders = {tuple(baselines.shuffled([7, 8, 9, 5], [1.0, 2.0, 2.0, 3.0])) for _ in range(40)}
     assert orders == {(7, 8, 9, 5), (7, 9, 8, 5)}
+
+
+def test_metrics_of_a_slate_with_several_hits_by_hand():
+    ranked = pd.DataFrame({"user_id": [1, 1, 1, 1, 2, 3], "rating": [5.0, 4.0, 2.0, 4.5, 5.0, 3.0],
+                           "rank": [1, 3, 2, 40, 11, 1]})
+    metrics = results.user_metrics(ranked, relevant=4.0)
+    best = 1 + 1 / np.log2(3) + 1 / 2  # three relevant films at the ranks 1, 2, 3
+    assert metrics.index.tolist() == [1, 2]  # user 3 has nothing relevant
+    assert metrics.loc[1].tolist() == pytest.approx([(1 + 1 / 2) / best, 1, 1, 5 + 3 - 1])
+    assert metrics.loc[2].tolist() == pytest.approx([0, 0, 1 / 11, 0])
+    plain = results.user_metrics(ranked)
+    assert plain.loc[1, "HR@10"] == 3 / 4 and plain.index.tolist() == [1, 2, 3]
+
+
+def test_ndcg_of_many_hits_is_scikit_learns():
+    scores = np.random.default_rng(0).permutation(30).astype(float)
+    relevant = np.random.default_rng(1).choice(30, 13, replace=False)
+    ranked = pd.DataFrame({"user_id": 1, "rating": 5.0, "rank": (scores[:, None] <= scores).sum(axis=1)[relevant]})
+    truth = np.isin(np.arange(30), relevant)[None].astype(float)
+    assert results.user_metrics(ranked, relevant=4.0).loc[1, "NDCG@10"] == \
+        pytest.approx(ndcg_score(truth, scores[None], k=10))
+
+
+@pytest.mark.parametrize(("slates", "coverage", "diversity", "novelty"), [
+    ([[0, 1], [0, 2]], 3 / 5, (0 + 1) / 2, -(2 * np.log2(3 / 4) + 2 * np.log2(1 / 4)) / 4),
+    ([[0, 2], [1, -1]], 3 / 5, 1, -(np.log2(3 / 4) + 2 * np.log2(1 / 4)) / 3),  # an empty place counts for nothing
+    ([[0], [2]], 2 / 5, 0, -np.log2(3 / 16) / 2)])
+def test_what_slates_are_like_by_hand(item_ids, slates, coverage, diversity, novelty):
+    train = pd.DataFrame({"user_id": [1, 2, 3, 3, 4], "item_id": [50, 50, 50, 50, 10]})
+    similarity = np.array([[1.0, 0], [2, 0], [0, 3], [0, 0], [1, 1]])
+    like = results.slate_metrics(np.array(slates), similarity, train, item_ids)
+    assert like == pytest.approx({"coverage": coverage, "diversity": diversity, "novelty": novelty})

@@ -126,8 +126,9 @@ def test_what_is_too_small_is_refused_with_all_reasons_and_what_is_assumed_is_sa
         (tmp_path / "movies.csv").write_text("movieId,title,genres\n" + "".join(items))
         return tmp_path
 
-    with pytest.raises(files.DataError, match=r"(?s)1 users have 13 ratings or more.*14 items are rated"):
+    with pytest.raises(files.DataError) as error:
         series.look_over(lay(1, 14))
+    assert "1 users" in str(error.value) and "14 items" in str(error.value)
     assert [sentence.split(":")[0] for sentence in series.look_over(lay(10, 20))] == [
         "ratings.csv has no column rating, only user_id, item_id", "ratings.csv has no column timestamp",
         "the users' ids are words"]

@@ -106,7 +106,7 @@ def test_items_go_by_the_readers_own_ids_as_a_browser_can_read_them_and_all_have
     items = ship.items_of(np.arange(3), infos, own)
     assert [item["id"] for item in items] == written
     assert [item["title"] for item in items] == ["NaN (1999)", f"item {written[1]} (1999)", f"item {written[2]} (1999)"]
-    with pytest.raises(DataError, match=r"no title for 1 of 4 items, the first is 3: run notes/01_"):
+    with pytest.raises(DataError, match="1 of 4 items"):
         ship.items_of(np.arange(4), infos, [*own, 9])
 
 

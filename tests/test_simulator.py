@@ -293,8 +293,8 @@ def test_an_outside_agent_learns_unchanged():
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"similarity": np.eye(4)}, r"\(4, 4\).*5 item ids"), ({"item_ids": np.array([50, 10, 10, 20, 30])}, "4 distinct"),
-    ({"similarity": np.full((5, 2), np.nan)}, "finite"), ({"item_ids": np.array([60, 10, 40, 20, 30])}, "ids 50"),
+    ({"similarity": np.eye(4)}, "4 rows"), ({"item_ids": np.array([50, 10, 10, 20, 30])}, "4 distinct"),
+    ({"similarity": np.full((5, 2), np.nan)}, "NaN"), ({"item_ids": np.array([60, 10, 40, 20, 30])}, "ids 50"),
     ({"ratings": pd.DataFrame()}, "0 ratings"),
 ])
 def test_a_world_that_cannot_be_fitted_is_refused(ratings, item_ids, change, words):
@@ -303,9 +303,9 @@ def test_a_world_that_cannot_be_fitted_is_refused(ratings, item_ids, change, wor
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"frame_size": 3}, "^0 of"), ({"mode": "endless", "length": 9}, "endless.*no-repeat"), ({"length": 0}, "0 steps"),
-    ({"matrix": np.ones((5, 4))}, "5 rows"), ({"frame_size": 6}, "6 unless"), ({"user_ids": [10, 99]}, "user 99"),
-    ({"recommend": lambda history, user_ids: torch.ones(1, 6)}, r"\(1, 6\)"),
+    ({"frame_size": 3}, "0 of"), ({"mode": "endless", "length": 9}, "endless"), ({"length": 0}, "0 steps"),
+    ({"matrix": np.ones((5, 4))}, "5 rows"), ({"frame_size": 6}, "frame_size = 6"), ({"user_ids": [10, 99]}, "user 99"),
+    ({"recommend": lambda history, user_ids: torch.ones(1, 6)}, "scores"),
 ])
 def test_a_session_that_cannot_be_played_is_refused(six_films, change, words):
     with pytest.raises(DataError, match=words):

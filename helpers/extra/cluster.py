@@ -27,9 +27,9 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from helpers import training
 from helpers.files import PROJECT, DataError
-from helpers.frames import Frames, matrix_hash
+from helpers.frames import Frames
+from helpers.tables import RATING_COLUMNS
 
-COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
 MANIFEST, SHARD = "shards.json", "shard-{:05d}.parquet"
 HOW_TO_GET_IT = "Ray is not installed: `pip install -r requirements-ray.txt`, then run this again"
 
@@ -94,15 +94,15 @@ def shard_of(user_ids: np.ndarray, n_shards: int) -> np.ndarray:
 def in_order(log: pa.Table) -> pa.Table:
     """Return ratings by user and time; within a second by `place`, or without one by item and stars."""
     within = ["place"] if "place" in log.column_names else ["item_id", "rating"]
-    return log.sort_by([(name, "ascending") for name in ("user_id", "timestamp", *within)]).select(COLUMNS)
+    return log.sort_by([(name, "ascending") for name in ("user_id", "timestamp", *within)]).select(RATING_COLUMNS)
 
 
 def shard_ratings(source: str | Path, folder: str | Path, n_shards: int) -> pd.DataFrame:
     """Bring each user's ratings together, sorted by `in_order`: Parquet → Ray Data → n_shards Parquet files.
 
     Args:
-        source: folder of Parquet files, or an object store's address (s3://, gs://): `COLUMNS`, and maybe `place`,
-            the row's place in the log as it came. DataError if there is nothing, or it lacks a column.
+        source: folder of Parquet files, or an object store's address (s3://, gs://): `RATING_COLUMNS`, and maybe
+            `place`, the row's place in the log as it came. DataError if there is nothing, or it lacks a column.
         folder: where the shards go, and when all are there a manifest, which is what is returned: one row a shard,
             `shard`, `users`, `ratings`.
     """
@@ -111,7 +111,7 @@ def shard_ratings(source: str | Path, folder: str | Path, n_shards: int) -> pd.D
         names = pyarrow.dataset.dataset(_address(source), format="parquet").schema.names
     except (FileNotFoundError, pa.ArrowInvalid) as error:
         raise DataError(f"no Parquet files to read at {source} ({str(error).splitlines()[0]})") from error
-    lacking = [name for name in COLUMNS if name not in names]
+    lacking = [name for name in RATING_COLUMNS if name not in names]
     if lacking:
         raise DataError(f"the ratings at {source} lack {', '.join(lacking)}; they have {', '.join(names)}")
 
@@ -126,7 +126,8 @@ def shard_ratings(source: str | Path, folder: str | Path, n_shards: int) -> pd.D
     filesystem.create_dir(path)
     with contextlib.suppress(FileNotFoundError):  # from here on the old shards are not whole
         filesystem.delete_file(f"{path}/{MANIFEST}")
-    ratings = data.read_parquet(_address(source)).select_columns([*COLUMNS, *(["place"] if "place" in names else [])])
+    chosen = [*RATING_COLUMNS, *(["place"] if "place" in names else [])]
+    ratings = data.read_parquet(_address(source)).select_columns(chosen)
     made = ratings.map_batches(add_shard, batch_format="pyarrow").groupby("shard", num_partitions=n_shards) \
         .map_groups(write, batch_format="pyarrow").to_pandas().sort_values("shard", ignore_index=True)
     with filesystem.open_output_stream(f"{path}/{MANIFEST}") as file:
@@ -205,7 +206,7 @@ def average_gradients(agent: dict[str, Any]) -> None:
             part.register_step_pre_hook(average)
 
 
-def _last_copy(agent: dict[str, Any], rank: int, n: int, items: str) -> dict[str, Any] | None:
+def _last_copy(agent: dict[str, Any], rank: int, n: int) -> dict[str, Any] | None:
     """Return this worker's copy in the last checkpoint of Ray Train, or None if there is no checkpoint yet.
 
     With another number of workers than before, each takes worker 0's, with an order and priorities of its own.
@@ -216,9 +217,6 @@ def _last_copy(agent: dict[str, Any], rank: int, n: int, items: str) -> dict[str
     with checkpoint.as_directory() as folder:
         files = sorted(Path(folder).glob("worker-*.pt"))
         kept = torch.load(files[rank if len(files) == n else 0], map_location="cpu", weights_only=True)
-    if kept.pop("items") != items:
-        raise DataError("the checkpoint was made with another item matrix: leave out `resume`, or train with the "
-                        "matrix it was made with")
     if len(files) != n:
         kept["parts"] |= training.snapshot({name: part for name, part in agent.items() if name == "replay"})
     return kept
@@ -233,22 +231,22 @@ def _worker(config: dict[str, Any]) -> None:
                            config["frame_size"], train.torch.get_device())
     update, agent, options = config["make"](frames)
     average_gradients(agent)
-    options, items = config["fit"] | options, matrix_hash(frames.items)
+    options = config["fit"] | options
     torch.manual_seed(1000 * options.get("seed", 0) + rank)  # each drops other units
 
     def keep(kept: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            torch.save(kept | {"items": items}, Path(folder) / f"worker-{rank:05d}.pt")
+            torch.save(kept, Path(folder) / f"worker-{rank:05d}.pt")
             train.report(kept["rows"][-1] | {"workers": n}, checkpoint=train.Checkpoint.from_directory(folder))
 
     training.fit(update, frames, agent, batch_size=-(-config["batch_size"] // n), desc="together",
-                 start=_last_copy(agent, rank, n, items), keep=keep, **options)
+                 start=_last_copy(agent, rank, n), keep=keep, **options)
 
 
 def train_together(make: Callable[[Frames], tuple[Callable, dict, dict]], folder: str | Path, item_ids: np.ndarray,
                    matrix: Any, n_workers: int, *, frame_size: int, batch_size: int, max_steps: int,
                    storage: str | Path, name: str, use_gpu: bool = False, max_failures: int = 3,
-                   resume: bool = False, **fit: Any) -> tuple[dict[str, Any], pd.DataFrame]:
+                   **fit: Any) -> tuple[dict[str, Any], pd.DataFrame]:
     """Train one agent with Ray Train, data parallel: each worker on its shards, every step by the mean gradient.
 
     Return the states of the agent's parts at the last step, and the rows that worker 0 has logged. When a worker or a
@@ -262,7 +260,6 @@ def train_together(make: Callable[[Frames], tuple[Callable, dict, dict]], folder
         batch_size: of a step, of all workers together.
         storage: folder or object store that all nodes see; checkpoints go to `storage/name`, in place of earlier ones.
         max_failures: how many times workers may be lost.
-        resume: go on from the last checkpoint in `storage/name`, with its optimisers' settings and step.
         fit: arguments of `training.fit`, e.g. `safe_every`, the steps between two checkpoints.
     """
     engine = ray()
@@ -273,7 +270,7 @@ def train_together(make: Callable[[Frames], tuple[Callable, dict, dict]], folder
         name=name, storage_path=_address(storage), checkpoint_config=train.CheckpointConfig(num_to_keep=2),
         failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0))
     filesystem, path = _place(storage)
-    if not resume and filesystem.get_file_info(f"{path}/{run.name}/checkpoint_manager_snapshot.json").is_file:
+    if filesystem.get_file_info(f"{path}/{run.name}/checkpoint_manager_snapshot.json").is_file:
         filesystem.delete_dir(f"{path}/{run.name}")  # Ray would go on from its checkpoints, under the settings of then
     result = None
     while result is None:

@@ -17,7 +17,7 @@ import pandas as pd
 from helpers.datasets import find, read_links
 from helpers.extra import tmdb
 from helpers.files import DataError, shown
-from helpers.tables import listed
+from helpers.tables import listed, no_overview
 
 IMDB = "https://datasets.imdbws.com"
 # Freebase's ids of the commonest languages and countries among films of the nineties; the rest keep their id
@@ -159,7 +159,7 @@ def from_tmdb(record: dict) -> dict:
         "collection": next(iter(_names([collection] if isinstance(collection, dict) else collection, "name")), None),
         "genres": _names(genres, "name", "|" if "|" in str(genres) else ","),
         "original_language": _text(record.get("original_language")),
-        "overview": None if re.fullmatch(r"no overview (found|available)\.?", overview or "", re.I) else overview,
+        "overview": None if no_overview(overview or "") else overview,
         "popularity": _number(record.get("popularity"), least=0, kind=float),
         "production_companies": _names(record.get("production_companies"), "name", "|"),
         "production_countries": _names(record.get("production_countries"), "iso_3166_1"),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from helpers.files import DataError
 from helpers.frames import Frames
-from helpers.tables import RATING_COLUMNS, RATING_TYPES, in_order
+from helpers.tables import RATING_COLUMNS, RATING_TYPES, in_order, refuse
 
 BEHAVIORS = ["impression_id", "user_id", "time", "history", "impressions"]
 NEWS = ["news_id", "category", "subcategory", "title", "abstract", "url", "title_entities", "abstract_entities"]
@@ -183,33 +183,32 @@ def _read(path: Path, names: list[str]) -> pd.DataFrame:
     rows = {number: [value.strip() for value in line.split("\t")] for number, line in enumerate(lines, 1) if line}
     if not rows:
         raise DataError(f"{name} is empty")
-    table = pd.Series(rows).rename_axis(f"{name}, line")
-    _refuse(table.map(len) != len(names), f"expected {len(names)} values separated by tabs: {', '.join(names)}")
-    return pd.DataFrame(table.tolist(), table.index, names, "str")
-
-
-def _refuse(bad: pd.Series, why: str) -> None:
-    """Raise the DataError of the first line that is bad; the index holds their numbers, and its name the file."""
-    if bad.any():
-        raise DataError(f"{bad.index.name} {bad.idxmax()}: {why}")
+    values = pd.Series(rows, name="text").rename_axis("line")
+    values.attrs = {"read from": name}
+    refuse(values.map(len) != len(names), values, f"has not {len(names)} values between tabs: {', '.join(names)}")
+    table = pd.DataFrame(values.tolist(), values.index, names, "str")
+    table.attrs = values.attrs
+    return table
 
 
 def _read_items(path: Path) -> pd.DataFrame:
     items = _read(path, NEWS)[NEWS[:5]].drop_duplicates()
     bad = items["news_id"].str.contains(" ") | items["news_id"].isin(["", "news_id"])
-    _refuse(bad, "news_id is not an id without spaces, or it is a header: take that away")
-    _refuse(items["news_id"].duplicated(), "news_id stands on an earlier line with another text")
+    refuse(bad, items["news_id"], "is not an id without spaces, or it is a header: take that away")
+    refuse(items["news_id"].duplicated(), items["news_id"], "stands on an earlier line with another text")
     return items
 
 
 def _read_behaviors(path: Path) -> pd.DataFrame:
     table = _read(path, BEHAVIORS)
-    _refuse((table[["impression_id", "user_id"]] == "").any(axis=1), "impression_id or user_id is empty")
-    _refuse(table["impression_id"].duplicated(), "impression_id stands on an earlier line already")
+    for name in ("impression_id", "user_id"):
+        refuse(table[name] == "", table[name], "is missing")
+    refuse(table["impression_id"].duplicated(), table["impression_id"], "stands on an earlier line already")
     when = pd.to_datetime(table["time"], format=TIME, errors="coerce")
-    _refuse(when.isna(), "time is not a time such as 11/15/2019 9:05:58 AM")
+    refuse(when.isna(), table["time"], "is not a time such as 11/15/2019 9:05:58 AM")
     good = table["impressions"].str.fullmatch(r"\S+-[01]( +\S+-[01])*")
-    _refuse(~good, "impressions do not say what was shown and clicked, as N45-1 N46-0 do; MIND's test part does not")
+    refuse(~good, table["impressions"], "does not say what was shown and clicked, as N45-1 N46-0; MIND's test part "
+           "does not")
     return table.assign(timestamp=when.astype("datetime64[s]").astype(np.int64))
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from helpers.evaluation import Recommender
 from helpers.files import DataError
-from helpers.frames import Frames, flatten, reward_of, rows_of
+from helpers.frames import Frames, check_rows, flatten, reward_of, rows_of
 from helpers.recommenders import latest_ratings
 from helpers.tables import in_order
 
@@ -117,9 +117,9 @@ def fit_world(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.ndarra
     whose cosines say which films are alike; a held-out tenth chooses from `factors` and `ridges`. DataError otherwise.
     Source: Koren, Bell & Volinsky 2009, "Matrix Factorization Techniques for Recommender Systems", with biases.
     """
-    if not len(np.unique(item_ids)) == len(item_ids) == len(similarity) or not np.isfinite(similarity).all():
-        raise DataError(f"similarity {np.shape(similarity)} wants a row of finite numbers for each of {len(item_ids)} "
-                        f"item ids ({len(np.unique(item_ids))} distinct): make it again, notes/03_pca.ipynb")
+    check_rows(similarity, item_ids)
+    if not np.isfinite(similarity).all():
+        raise DataError("similarity holds NaN or infinity: make it again, notes/03_pca.ipynb")
     if len(ratings) < 10:
         raise DataError(f"{len(ratings)} ratings make no world: a tenth is held out to say how good it is")
     ratings = in_order(ratings)
@@ -216,9 +216,9 @@ def _steps(world: World, matrix: np.ndarray, frame_size: int, mode: str, length:
     length = MODES.get(mode, 0) if length is None else length
     if mode not in MODES or length < 1:
         raise DataError(f"there is no mode {mode!r} of {length} steps: choose {', '.join(MODES)}, and 1 step or more")
-    if len(matrix) != len(world.item_ids) or (mode != "free" and len(matrix) <= frame_size):
-        raise DataError(f"an item matrix of {len(matrix)} rows for {len(world.item_ids)} items of the world: it wants "
-                        f"one for each, and more than frame_size = {frame_size} unless films may repeat, mode 'free'")
+    check_rows(matrix, world.item_ids)
+    if mode != "free" and len(matrix) <= frame_size:
+        raise DataError(f"{len(matrix)} items for frame_size = {frame_size}: more are wanted where no film may repeat")
     return length
 
 
