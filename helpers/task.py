@@ -3,9 +3,7 @@
 import inspect
 import os
 import textwrap
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -89,23 +87,6 @@ def load_task(dataset: str, frame_size: int = 10, device: str | torch.device = "
     return Task(home, ids, matrix, {i: info["title"] for i, info in infos.items()}, split,
                 frames=make(split.train[~apart]), apart=make(split.train[apart]), history=make(split.train),
                 longer_history=longer_history)
-
-
-@contextmanager
-def text_holds(dataset: str) -> Iterator[None]:
-    """Hold what a lesson's text says of ML-100K against this run: an assert that fails is printed, no more.
-
-    Whoever changes a parameter wants to see what comes of it. With RECNN_STRICT=1, as `make notes` and
-    `make test FULL=1` have it, the lesson stops instead. Of other data sets the text says nothing.
-    """
-    try:
-        yield
-    except AssertionError as error:
-        if dataset == DEFAULT_DATASET:
-            if os.environ.get("RECNN_STRICT"):
-                raise
-            claim = (traceback.extract_tb(error.__traceback__)[-1].line or "").removeprefix("assert ")
-            print(f"not as the text says, which is of the lesson's own settings. There: {claim}")
 
 
 def text_says(dataset: str, sentence: str, came: object, holds: bool) -> None:
