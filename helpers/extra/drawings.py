@@ -20,7 +20,7 @@ RATINGS = ("r", "ratings  (3)", "reward", "")
 USER = ("u", "$u$  (128)", "user", "r v1 v2 v3")
 DRR_AVE = ([[RATINGS, *ITEMS], [USER, None, ("g", "$g$  (128)", "weighted", "v1 v2 v3")],
             [("ug", "$u \\odot g$  (128)", "action", "u g")]], "u ug g", "3·128 = 384")
-SERIES = {
+SERIES: dict[str, dict[str, tuple[float, float]]] = {
     "out": {"00\narchitecture": (0, 3), "00b\nencoders": (3, 3)},
     "item": {"01\ndata parsing": (0, 0), "02\nembeddings": (3, 1.3), "03\nPCA": (6, 0), "04\nframes": (9, 0)},
     "user": {"05\nDDPG": (12, 0), "05b\nserving": (15, 0), "06\nD4PG": (18.6, 2.1), "07\nRainbow": (18.6, 0.7),
@@ -95,8 +95,8 @@ def draw_actor_critic() -> Figure:
                     [(7.2, -0.55), (7.2, -1.9)], [(14.4, -0.55), (12.95, -2.1)], [(11.05, -2.3), (9.4, -2.3)]):
         arrow(ax, *corners)
     arrow(ax, (4.8, -1.9), (4.8, -0.55), dashed=True)
-    for place, text in BESIDE.items():
-        ax.text(*place, text, ha="center", va="center", fontsize=9)
+    for (x, y), text in BESIDE.items():
+        ax.text(x, y, text, ha="center", va="center", fontsize=9)
     return fig
 
 
@@ -125,6 +125,6 @@ def draw_series() -> Figure:
             box(ax, x, y, text, kind, width=2.3, height=0.9)
     for corners in ROUTES:
         arrow(ax, *corners)
-    for place, text in PASSED.items():
-        ax.text(*place, text, ha="center", va="center", fontsize=9)
+    for (x, y), text in PASSED.items():
+        ax.text(x, y, text, ha="center", va="center", fontsize=9)
     return fig
