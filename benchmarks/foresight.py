@@ -140,10 +140,14 @@ def parser_of(about: str) -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    options = parser_of(__doc__).parse_args()
+    parser = parser_of(__doc__)
+    parser.add_argument("--observe", nargs="*", default=[], help="further data sets whose habits are estimated")
+    options = parser.parse_args()
     path = res_dir(options.dataset, committed=True) / "foresight.json"
     setting, observed = setting_of(options.dataset), foresight.observed_habits(*log_of(options.dataset))
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
+    for name in options.observe:
+        stored.setdefault("observed of", {})[name] = foresight.observed_habits(*log_of(name)).to_dict("records")
     with ProcessPoolExecutor(options.lanes, mp_context=get_context("spawn")) as pool:
         for kappa, decay in WORLDS:
             habits = foresight.Habits(impatience=kappa, decay=decay)

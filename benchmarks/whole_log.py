@@ -28,7 +28,8 @@ from tools.readme import replace_block
 
 PROTOCOL, LEAST_RATINGS, LENGTH, MAX_PASSES, PATIENCE = "last-1", 5, 200, 30, 2
 BETAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
-RULES = {"": 0.98, ", ranking kept": 1.0}  # share of the ranking on validation that a chosen weight must keep
+KEEPS = {"whole log": 0.98, "whole log, ranking kept": 1.0,  # share of validation's ranking that a weight must keep
+         "supervised, whole log, tilted by expected stars": 0.98}
 SETTINGS = whole_log.WholeLogSettings(dropout=0.2, item_dropout=0.15, batch_size=128, tau=0.03, shuffle_ties=False)
 
 
@@ -102,26 +103,25 @@ def main() -> None:
     report("supervised baseline, whole log", "supervised", alone, spent, beta=0.0, passes=passes)
     stars = liking.fit_liking(part.train, ids, matrix)
     ways: dict[str, Callable[[float], list]] = {
-        "whole log": lambda beta: [partial(whole_log.whole_log_policy, net=net, beta=beta) for net in nets],
-        "supervised, whole log, tilted by expected stars":
-            lambda beta: [liking.tilted(model, stars, beta) for model in alone]}
-    fronts, chosen = {}, {}
-    for name, policies_at in ways.items():
-        tried = liking.front_of(policies_at, history, valid, BETAS)
-        fronts[name] = tried.rename(columns=str.lower).round(4).rename_axis("beta").reset_index().to_dict("records")
-        for suffix, keeps in RULES.items():
-            chosen[name + suffix] = beta = whole_log.choose_beta(tried, keeps)
-            report(name + suffix, "rl" if name == "whole log" else "supervised", policies_at(beta), spent, beta=beta,
-                   passes=passes)
-    differences = [results.difference(users, one, other, metric) for one in ("whole log", "whole log, ranking kept")
+        "rl": lambda beta: [partial(whole_log.whole_log_policy, net=net, beta=beta) for net in nets],
+        "supervised": lambda beta: [liking.tilted(model, stars, beta) for model in alone]}
+    fronts = {kind: liking.front_of(policies_at, history, valid, BETAS) for kind, policies_at in ways.items()}
+    chosen = {}
+    for name, keeps in KEEPS.items():
+        kind = "supervised" if "supervised" in name else "rl"
+        chosen[name] = beta = whole_log.choose_beta(fronts[kind], keeps)
+        report(name, kind, ways[kind](beta), spent, beta=beta, passes=passes)
+    differences = [results.difference(users, one, other, metric) for one in KEEPS
                    for other in users if other != one for metric in ("NDCG@10", "reward@10")]
+    tried = {kind: front.rename(columns=str.lower).round(4).rename_axis("beta").reset_index().to_dict("records")
+             for kind, front in fronts.items()}
     result["rows"] = [row for row in result["rows"] if row["name"] not in users] + rows
-    result["protocols"][PROTOCOL] = {"cases": len(test), "films": len(ids), "beta": fronts, "chosen": chosen,
+    result["protocols"][PROTOCOL] = {"cases": len(test), "films": len(ids), "beta": tried, "chosen": chosen,
                                      "differences": differences}
     write_json(path, result)
     if home.name == "ml-1m":
         replace_block("results-ml-1m", table(result["rows"]))
-    print(*fronts.items(), *differences, sep="\n")
+    print(*tried.items(), *differences, sep="\n")
 
 
 if __name__ == "__main__":
