@@ -312,3 +312,7 @@ def test_the_notebooks_table_and_readmes_row_name_what_the_lesson_reads_and_writ
     row = next(line for line in readme.splitlines() if line.startswith("| [") and f"](notes/{name}.ipynb)" in line)
     for path in re.findall(r"`([\w/.]+\.\w+)`", row.split("|")[4]):
         assert path in {*LESSONS[name].reads, *LESSONS[name].writes, "texts_gpt2.p"}, f"README: {path}"
+    minutes = row.split("|")[5].strip()
+    outs = [line.split("|")[-2].strip() for line in first.splitlines() if line.startswith("| out |")]
+    assert outs[0] == minutes and not any(outs[1:]), "minutes of the notebook's table and of README's row"
+    assert LESSONS[name].minutes == (0.3 if minutes == "< 1" else float(minutes))

@@ -35,11 +35,11 @@ LESSONS = {
     "02_embeddings": Lesson(("infos.json",), ("texts_bert.p",)),
     "03_pca": Lesson(("infos.json", "texts_bert.p"), ("embeddings.npz", "embeddings_content.npz", "features.json")),
     "04_static_dataset": Lesson((*TASK, "res/bench_frames.json"), ("transitions.hdf5", "res/bench_frames.png")),
-    "05_ddpg": Lesson(TASK, ("policies/ddpg_seeds.pt", *_watched("ddpg")), minutes=8),
-    "05b_serving": Lesson((*TASK, "policies/ddpg_seeds.pt"), ("policies/ddpg.pt", *BASELINES), minutes=3),
-    "06_d4pg": Lesson((*TASK, *BASELINES), _agent("d4pg", "06"), minutes=6),
-    "07_rainbow": Lesson((*TASK, *BASELINES), _agent("rainbow", "07"), minutes=5),
-    "08_ode": Lesson((*TASK, *BASELINES), _agent("ode", "08"), minutes=9),
+    "05_ddpg": Lesson(TASK, ("policies/ddpg_seeds.pt", *_watched("ddpg")), minutes=7),
+    "05b_serving": Lesson((*TASK, "policies/ddpg_seeds.pt"), ("policies/ddpg.pt", *BASELINES), minutes=1),
+    "06_d4pg": Lesson((*TASK, *BASELINES), _agent("d4pg", "06"), minutes=4),
+    "07_rainbow": Lesson((*TASK, *BASELINES), _agent("rainbow", "07"), minutes=3),
+    "08_ode": Lesson((*TASK, *BASELINES), _agent("ode", "08"), minutes=5),
     "09_diagnostics": Lesson((*TASK, *(path for name in AGENTS for path in (
         f"policies/{name}.pt", *_watched(name)))),
         ("res/graphs.png", "res/agents.png", "res/cov.png", "res/embeddings.png")),
@@ -48,18 +48,18 @@ LESSONS = {
                               *(f"policies/{name}.pt" for name in AGENTS)), ("res/calibration.png",), minutes=2),
     "11_ship": Lesson((*TASK, "policies/ddpg.pt"), (
         *(f"build/model/{name}" for name in ("manifest.json", "actor.onnx", "critic.onnx", "items.npz", "items.json")),
-        "res/search.png", "res/map.png"), minutes=1.5),
+        "res/search.png", "res/map.png"), minutes=1),
     "12_your_data": Lesson(writes=("own/events.csv", "own/catalogue.parquet", "news_sample/train/behaviors.tsv",
-                                   "news_sample/dev/behaviors.tsv"), minutes=2),
-    "13_beyond_one_machine": Lesson(TASK, minutes=4),
+                                   "news_sample/dev/behaviors.tsv"), minutes=1),
+    "13_beyond_one_machine": Lesson(TASK, minutes=3),
     "14_whole_log": Lesson((*TASK, *BASELINES, "res/results-ml-1m.json"), (
-        "policies/whole_log.pt", "cases/whole_log.csv", "res/14_whole_log.json"), minutes=7),
+        "policies/whole_log.pt", "cases/whole_log.csv", "res/14_whole_log.json"), minutes=6),
     "15_foresight": Lesson(("infos.json", "texts_bert.p", "embeddings_content.npz", "res/foresight.json"),
-                           ("res/foresight.png",), minutes=3),
+                           ("res/foresight.png",), minutes=2),
     "16_reinforce": Lesson(("infos.json", "texts_bert.p", "embeddings.npz", "embeddings_content.npz",
                             "res/reinforce.json"), ("res/reinforce.png",), minutes=2),
     "17_estimates": Lesson(("infos.json", "texts_bert.p", "embeddings_content.npz", "res/estimates.json"),
-                           ("res/estimates.png",), minutes=1),
+                           ("res/estimates.png",)),
 }
 
 
