@@ -59,7 +59,7 @@ LESSONS = {
     "16_reinforce": Lesson(("infos.json", "texts_bert.p", "embeddings.npz", "embeddings_content.npz",
                             "res/reinforce.json"), ("res/reinforce.png",), minutes=2),
     "17_estimates": Lesson(("infos.json", "texts_bert.p", "embeddings_content.npz", "res/estimates.json"),
-                           ("res/estimates.png",)),
+                           ("res/estimates.png",), minutes=1),
 }
 
 
