@@ -187,6 +187,15 @@ def test_quick_shortens_the_parameters_alone_and_leaves_out_toys():
         "SEEDS = (0,)  # one training each\nK = 5\n    pretrain: int = 10  ", "SEEDS = (1, 2)"]
 
 
+def test_of_other_data_no_sentence_of_the_text_is_held():
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(
+        "x = []\nif not x:\n    says('it is', x[0],\n         x[0] > 1)\ntext_says(D, 'a', 1 / 0, True)\ny = 2")])
+    source = series.without_sentences(book).cells[0].source
+    scope: dict = {}
+    exec(source, scope)
+    assert scope["y"] == 2 and "says" not in source
+
+
 def test_a_policy_that_ranks_below_popularity_is_not_shipped_in_silence(tmp_path, monkeypatch):
     monkeypatch.setattr(series, "res_dir", lambda dataset: tmp_path)
     monkeypatch.setattr(series, "artefact", lambda dataset, path: tmp_path / "manifest.json")
