@@ -69,7 +69,8 @@ def test_lessons_that_do_not_read_from_each_other_run_side_by_side(small_series,
     monkeypatch.setattr(series, "LESSONS", {"01_a": Lesson((), ("a.txt",)), "02_b": Lesson((), ("res/b.txt",))})
     meet = ("import os, time, pathlib; assert os.environ['OMP_NUM_THREADS'] == '2'; pathlib.Path('{}').touch()\n"
             "until = time.monotonic() + 20\nwhile not pathlib.Path('{}').exists(): assert time.monotonic() < until")
-    assert small_series(meet.format("one", "other"), meet.format("other", "one"))[0] == 0
+    late = "import time; time.sleep(1)\n" + meet.format("one", "other")  # ends last, and stands first
+    assert small_series(late, meet.format("other", "one"))[0] == 0 and ran(capfd.readouterr()) == ["01_a", "02_b"]
     alone = "import os; assert 'OMP_NUM_THREADS' not in os.environ"
     assert small_series(alone, alone, options=["--lanes", "1"])[0] == 0
 

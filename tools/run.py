@@ -338,6 +338,7 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
     bar.close()
     if in_place and not (numbers := held_out_numbers(res_dir(dataset))).empty:
         replace_block("results", results_table(numbers))
+    record = {name: record[name] for name in LESSONS if name in record}  # not as they ended
     print(closing_table(dataset, record, stale, (time.monotonic() - began) / 60))
     if quick:
         print("\nQUICK: one seed and few steps, to see that all runs; these numbers are no results")
