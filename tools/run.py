@@ -105,8 +105,8 @@ def without_sentences(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         lines = cell.source.split("\n")
         with contextlib.suppress(SyntaxError):
             for node in ast.walk(ast.parse(cell.source if cell.cell_type == "code" else "")):
-                call = node.value if isinstance(node, ast.Expr) else None
-                if isinstance(call, ast.Call) and getattr(call.func, "id", "") in ("says", "text_says"):
+                if (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+                        and getattr(node.value.func, "id", "") in ("says", "text_says")):
                     first, last = node.lineno - 1, node.end_lineno or node.lineno
                     lines[first:last] = [" " * node.col_offset + "pass", *[""] * (last - first - 1)]
             cell.source = "\n".join(lines)
