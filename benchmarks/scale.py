@@ -83,18 +83,24 @@ def ratios(rows: dict[str, dict]) -> dict[str, float]:
         f"whole_{WHOLE}_vs_sampled": times(f"{WHOLE} items, whole sums", f"{WHOLE} items")}
 
 
-def whole_run(dataset: str) -> dict:
-    """Run every lesson on a data set anew, and return what all took."""
+def whole_run(dataset: str, quick: bool) -> float:
+    """Run every lesson on a data set anew; return minutes."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "tools.run", "--dataset", dataset, "--force"], cwd=PROJECT, check=True)
-    minutes = (time.perf_counter() - started) / 60
+    subprocess.run([sys.executable, "-m", "tools.run", "--dataset", dataset, "--force", *["--quick"] * quick],
+                   cwd=PROJECT, check=True)
+    return (time.perf_counter() - started) / 60
+
+
+def run_row(dataset: str, minutes: float | None) -> dict:
+    """Return what the last run of a data set took; its minutes are those of the lessons, one by one, unless given."""
     record = json.loads((data_dir(dataset) / "run.json").read_text(encoding="utf-8"))
     ratings = datasets.read_ratings(datasets.fetch(dataset))
     disk = sum(path.stat().st_size for folder in (data_dir(dataset), build_dir(dataset))
                for path in folder.rglob("*") if path.is_file())
-    return {"ratings": len(ratings), "films": int(ratings["item_id"].nunique()),
-            "minutes": round(minutes, 1),
-            "minutes to a slate": round(sum(record[name]["seconds"] for name in SLATE) / 60, 1),
+    seconds = {name: known["seconds"] for name, known in record.items()}
+    return {"ratings": len(ratings), "films": int(ratings["item_id"].nunique()), "lessons": len(record),
+            "minutes": round(minutes or sum(seconds.values()) / 60, 1),
+            "minutes to a slate": round(sum(seconds[name] for name in SLATE) / 60, 1),
             "peak_gb": max(known["peak_gb"] for known in record.values()),
             "disk_gb": round(disk / 1e9, 2), "threads": torch.get_num_threads()}
 
@@ -114,7 +120,10 @@ def table(runs: dict[str, dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("datasets", nargs="*")
-    chosen = parser.parse_args().datasets
+    parser.add_argument("--quick", action="store_true", help="short runs: one seed and few steps")
+    parser.add_argument("--stored", action="store_true", help="run nothing: say what the last run took")
+    options = parser.parse_args()
+    chosen = options.datasets
     result = json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else {"runs": {}}
     if not chosen:
         rows = updates()
@@ -123,7 +132,8 @@ def main() -> None:
         print(*(f"{name:<32}{1000 * row['seconds']:8.1f} ms" for name, row in rows.items()), sep="\n")
         print(*(f"{name:<32}{value:8.2f}" for name, value in result["ratios"].items()), sep="\n")
     for dataset in chosen:
-        result["runs"][data_dir(dataset).name] = row = whole_run(dataset)
+        row = run_row(dataset, None if options.stored else whole_run(dataset, options.quick))
+        result["runs"][data_dir(dataset).name + ", short run" * options.quick] = row
         print(dataset, row)
     write_json(PATH, result)
     replace_block("sizes", table(result["runs"]))

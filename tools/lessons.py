@@ -54,8 +54,8 @@ LESSONS = {
     "13_beyond_one_machine": Lesson(TASK, minutes=3),
     "14_whole_log": Lesson((*TASK, *BASELINES, "res/results-ml-1m.json"), (
         "policies/whole_log.pt", "cases/whole_log.csv", "res/14_whole_log.json"), minutes=6),
-    "15_foresight": Lesson(("infos.json", "texts_bert.p", "embeddings_content.npz", "res/foresight.json"),
-                           ("res/foresight.png",), minutes=2),
+    "15_foresight": Lesson(("infos.json", "texts_bert.p", "embeddings_content.npz", "res/foresight.json",
+                            "res/taobao.json"), ("res/foresight.png",), minutes=2),
     "16_reinforce": Lesson(("infos.json", "texts_bert.p", "embeddings.npz", "embeddings_content.npz",
                             "res/reinforce.json"), ("res/reinforce.png",), minutes=2),
     "17_estimates": Lesson(("infos.json", "texts_bert.p", "embeddings_content.npz", "res/estimates.json"),
