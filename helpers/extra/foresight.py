@@ -11,7 +11,6 @@ What it cannot say: how impatient people are. `observed_habits` says what a log 
 from collections.abc import Callable
 from typing import NamedTuple
 
-import gymnasium
 import numpy as np
 import pandas as pd
 import torch
@@ -130,7 +129,7 @@ def fit_world(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.ndarra
     ratings = ratings[ratings["item_id"].isin(item_ids)].drop_duplicates(["user_id", "item_id"])
     ratings = ratings[ratings.groupby("user_id")["item_id"].transform("size") > frame_size]
     rating_model = simulator.fit_world(ratings, item_ids, similarity)
-    user_idx, first_rows, first_stars, _ = rating_model.begin(frame_size)
+    user_idx, first_rows, first_stars = rating_model.begin(frame_size)
     choice, seen = fit_choice(ratings, item_ids), rated_by(ratings, rating_model.user_ids, item_ids) > 0
     appeal = choice(seen.float())
     first = torch.as_tensor(first_rows)
@@ -277,48 +276,6 @@ def planner(world: World, habits: Habits, trust: float = 0.6, bins: int = 16, de
         gain = at(own, habits.decay * s + (1 - habits.decay) * liked) - at(own, s)
         return p[visits.user] * (1 + trust * gain)
     return policy
-
-
-class Guests(gymnasium.Env):
-    """One simulated person after another, for any agent that speaks Gymnasium: "recnn/Guests-v0".
-
-    Action: Discrete(n), a row of the item matrix. Observation: Box (F·(E+1),) float32, the state of `Transition`.
-    Reward: 1 if the film is taken, else 0. Terminated: the person left. Truncated: no step is left. A film that was
-    shown before is refused: it earns −1, and nothing follows but that a step is gone. `reset(seed=…)` with the same
-    seed is the same person with the same random numbers; options={"user": row} chooses the person.
-    """
-
-    def __init__(self, world: World, item_matrix: np.ndarray, habits: Habits = HABITS, length: int = 100):
-        self.world, self.habits, self.length = world, habits, length
-        self.items = torch.as_tensor(item_matrix, dtype=torch.float32)
-        if len(self.items) != len(world.item_ids):
-            raise DataError(f"an item matrix of {len(self.items)} rows for {len(world.item_ids)} films of the world")
-        self.observation_space, self.action_space = simulator.spaces_of(self.items, world.first.shape[1], world.stars)
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        super().reset(seed=seed)
-        user = (options or {}).get("user", self.np_random.integers(len(self.world.user_ids)))
-        self.visits = Visits(self.world, self.habits, torch.tensor([int(user)]), int(self.np_random.integers(1 << 31)),
-                             self.length)
-        return self.visits.states(self.items)[0].numpy(), {"user_id": self.world.user_ids[int(user)].item()}
-
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        refused, reward, left, info = bool(self.visits.shown[0, int(action)]), -1.0, False, {"stars": 0.0}
-        if refused:
-            self.visits.steps += 1
-        else:
-            _, taken, stars, gone = self.visits.step(torch.tensor([int(action)]))
-            reward, left, info = float(taken), bool(gone), {"stars": float(stars)}
-        cut = not left and self.visits.steps >= self.visits.length
-        info |= {"refused": refused, "satisfaction": float(self.visits.satisfaction)}
-        return self.visits.states(self.items)[0].numpy(), reward, left, cut, info
-
-    def action_masks(self) -> np.ndarray:
-        """Return (n,) bool: the films not shown yet, as sb3-contrib's MaskablePPO asks for them."""
-        return ~self.visits.shown[0].numpy()
-
-
-gymnasium.register("recnn/Guests-v0", entry_point=Guests)
 
 
 def observed_habits(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.ndarray, decay: float = 0.8,
