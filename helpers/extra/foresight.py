@@ -21,9 +21,9 @@ from torch import Tensor
 
 from helpers.extra import simulator
 from helpers.files import DataError
-from helpers.frames import flatten, rows_of
+from helpers.frames import flatten
 from helpers.recommenders import fit_ease
-from helpers.tables import in_order
+from helpers.tables import in_order, rows_of
 
 TOP = 100  # a user's most appealing films, whose chance of being taken is `level` on the whole
 

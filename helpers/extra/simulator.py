@@ -25,9 +25,9 @@ from torch import Tensor
 
 from helpers.evaluation import Recommender
 from helpers.files import DataError
-from helpers.frames import Frames, check_rows, flatten, reward_of, rows_of
+from helpers.frames import Frames, flatten, reward_of
 from helpers.recommenders import latest_ratings
-from helpers.tables import in_order
+from helpers.tables import check_rows, in_order, rows_of
 
 # Mode → steps at most, unless told otherwise. "free": films may repeat, users may quit. "no-repeat": no film twice,
 # nor one of the user's first frame. "fixed-length": no repeats, and nobody quits. Source: EasyRL4Rec (Yu et al. 2024,
