@@ -39,34 +39,28 @@ class Task(NamedTuple):
     longer_history: Frames
 
     def watched(self) -> Transition:
-        """Return transitions of users held out, always the same: the states that figures show.
-
-        There are up to 1,024, fewer of a large catalogue, since the distance of each to every item is asked for.
-        """
-        n = min(1024, max(128, (1 << 22) // len(self.ids)))
+        """Return up to 1,024 transitions of users held out, always the same: the states that figures show."""
+        n = min(1024, max(128, (1 << 22) // len(self.ids)))  # the distance of each to every item is asked for
         order = torch.randperm(len(self.apart), generator=torch.Generator().manual_seed(0))
         return self.apart.gather(order[:n])
 
     def n_steps(self, most: int, batch_size: int, passes: int, least: int = 60) -> int:
         """Return how many steps to train for: so many passes over the transitions, between `least` and `most` steps.
 
-        More of them would teach a small data set by heart: on invented tables of 8,000 transitions the ranking was best
-        after five to ten passes, and half as good after forty.
+        More would teach a small data set by heart: of 8,000 invented transitions the ranking was best after five to ten
+        passes, and half as good after forty.
         """
         return min(most, max(least, passes * -(-len(self.frames) // batch_size)))
 
 
 def load_task(dataset: str, frame_size: int = 10, device: str | torch.device = "cpu", share_apart: float = 0.05,
               times: bool = False, most_scores: int = 1 << 26) -> Task:
-    """Read a data set and its item matrix, hold out, and frame.
+    """Read a data set and its item matrix, hold out, and frame; FileNotFoundError names a lesson to run first.
 
     Args:
         share_apart: share of the users with a frame whose transitions are not trained on, MOST_APART at most.
         times: let states end with gaps (see `Frames`).
         most_scores: users × items to validate or test with, 268 MB; of more users a part is drawn, the same each time.
-
-    Raises:
-        FileNotFoundError: naming the lesson to run first.
     """
     home = data_dir(dataset)
     split = evaluation.split_last(datasets.read_ratings(datasets.fetch(dataset)))

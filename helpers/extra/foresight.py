@@ -177,9 +177,8 @@ class Visits:
         tiredness + noise, to the nearest of the stars. Satisfaction becomes ρ·satisfaction + (1 − ρ)·(rating − own
         mean); of what is passed over nothing follows. Then the person leaves, or not (`Habits.leaving`).
 
-        Returns:
-            item (B,), the one taken or else the first of the slate; taken (B,) bool; stars (B,), 0 where none was;
-            left (B,) bool. Who had left before takes nothing.
+        Return item (B,), the one taken or else the first of the slate; taken (B,) bool; stars (B,), 0 where none was;
+        left (B,) bool. Who had left before takes nothing.
         """
         world, habits, rows = self.world, self.habits, torch.arange(len(self.user))
         slate = slate[:, None] if slate.ndim == 1 else slate
@@ -235,23 +234,20 @@ def myopic(visits: Visits) -> Tensor:
     return visits.world.appeal[visits.user]
 
 
-def planner(world: World, habits: Habits, trust: float = 0.6, bins: int = 16, depth: int = 20,
-            sweeps: int = 200) -> Policy:
+def planner(world: World, habits: Habits, trust: float = 0.6) -> Policy:
     """Return a policy that knows the world and looks ahead: p · (1 + trust · what being taken adds to the future).
 
     The future C(s) is what a session is still worth at satisfaction s, the chance of leaving counted, by value
-    iteration for each user on a grid of s. There a step offers a menu of `bins` films: of each `bins`-th of the
-    catalogue by liking, the mean of the `depth` most likely taken. That nothing is shown twice and that people tire is
-    left out of C, so this is a lower bound on what foresight can reach; `trust` makes up for some of it.
+    iteration for each user on a grid of s. There a step offers a menu of 16 films: of each sixteenth of the catalogue
+    by liking, the mean of the 20 most likely taken. That nothing is shown twice and that people tire is left out of C,
+    so this is a lower bound on what foresight can reach; `trust` makes up for some of it.
     """
     grid = torch.linspace(-2.5, 2.5, 51)
     p, leaving = world.appeal.sigmoid(), habits.leaving(grid)
     liking, order = world.liking.sort(dim=1)
-    bins = min(bins, liking.shape[1])
-    parts = p.gather(1, order).tensor_split(bins, dim=1), liking.tensor_split(bins, dim=1)
-    menu = []
-    for chance, stars in zip(*parts, strict=True):
-        chance, place = chance.topk(min(depth, chance.shape[1]))
+    bins, menu = min(16, liking.shape[1]), []
+    for chance, stars in zip(*(part.tensor_split(bins, dim=1) for part in (p.gather(1, order), liking)), strict=True):
+        chance, place = chance.topk(min(20, chance.shape[1]))
         menu.append((chance.mean(dim=1), stars.gather(1, place).mean(dim=1)))
     chance, stars = (torch.stack(part, dim=1)[:, None] for part in zip(*menu, strict=True))  # (U, 1, bins) each
 
@@ -265,7 +261,7 @@ def planner(world: World, habits: Habits, trust: float = 0.6, bins: int = 16, de
     scatter = [(world.noise * 3 ** 0.5 * z, weight) for z, weight in ((-1, 1 / 6), (0, 2 / 3), (1, 1 / 6))]
     after = [(habits.decay * grid[:, None] + (1 - habits.decay) * (stars + e), weight) for e, weight in scatter]
     future = torch.zeros(len(p), len(grid))
-    for _ in range(sweeps):
+    for _ in range(200):
         taken = sum(weight * at(future, s) for s, weight in after)
         value = (chance * (1 + taken) + (1 - chance) * future[:, :, None]).amax(dim=2)
         future = (1 - leaving) * value
@@ -278,14 +274,13 @@ def planner(world: World, habits: Habits, trust: float = 0.6, bins: int = 16, de
     return policy
 
 
-def observed_habits(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.ndarray, decay: float = 0.8,
-                    pause: float = 3600.0, n: int = 200) -> pd.DataFrame:
-    """Return what a log with times says of `Habits`: estimate and 95 % interval over users, by observation alone.
+def observed_habits(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.ndarray, n: int = 200) -> pd.DataFrame:
+    """Return what a log with times says of `Habits`: estimate and 95 % interval over users (n draws), by observation.
 
     "impatience, of a session's end" and "…, of never coming back" are minus the slopes of the log-odds that the next
-    rating comes after `pause` seconds or more, or never, on satisfaction as `Visits` has it: ratings minus the user's
-    own mean, weighed by age. "satiation" is minus the slope of a rating, minus its user's and film's means, on the
-    cosine with the film before. Nobody chose at random what these people saw, so none of these is an effect.
+    rating comes after an hour or more, or never, on satisfaction as `Visits` has it: ratings minus the user's own mean,
+    weighed by age. "satiation" is minus the slope of a rating, minus its user's and film's means, on the cosine with
+    the film before. Nobody chose at random what these people saw, so none of these is an effect.
     """
     log = in_order(ratings)
     log = log[log.groupby("user_id")["item_id"].transform("size") >= 20].reset_index(drop=True)
@@ -294,12 +289,11 @@ def observed_habits(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.
     user = pd.factorize(log["user_id"])[0]
     mean = log.groupby(user)["rating"].transform("mean")
     deviation = (log["rating"] - mean).astype(np.float64)
-    average = deviation.groupby(user).ewm(alpha=1 - decay, adjust=False).mean().to_numpy()  # begins at the first, not 0
-    age = log.groupby(user).cumcount().to_numpy() + 1
-    satisfaction = average - deviation.groupby(user).transform("first").to_numpy() * decay ** age
-    seconds = log["timestamp"].to_numpy(np.float64)
+    of_user, age = deviation.groupby(user), log.groupby(user).cumcount().to_numpy() + 1
+    average = of_user.ewm(alpha=1 - HABITS.decay, adjust=False).mean().to_numpy()  # begins at the first, not 0
+    satisfaction = average - of_user.transform("first").to_numpy() * HABITS.decay ** age
     same = np.r_[user[1:] == user[:-1], False]
-    ends = ~same | (np.r_[np.diff(seconds), 0] >= pause)
+    ends = ~same | (np.r_[np.diff(log["timestamp"]), 0] >= 3600)
     vectors = normalize(np.asarray(similarity, np.float64))
     row = rows_of(log["item_id"], item_ids)
     cosine = np.r_[0.0, np.einsum("nd,nd->n", vectors[row[1:]], vectors[row[:-1]])]

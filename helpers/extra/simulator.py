@@ -150,19 +150,18 @@ def satiation_of(cosine: np.ndarray, habits: Habits) -> np.ndarray:
 
 
 def expected_stars(world: World, oracle: bool = False, habits: Habits | None = None) -> Recommender:
-    """Return a recommender by a world's rating model, in stars.
+    """Return a recommender by a world's rating model, in stars, greedy: what will be rated best now, whatever follows.
 
-    Users get their biases and factors from their history: a biased matrix factorisation with fold-in. The `oracle`, who
-    is asked about the world's own users alone, has the true ones; with `habits` satiation is known too. It is greedy:
-    it shows what will be rated best now, whatever follows.
+    Users get their biases and factors from their history, folded in. The `oracle`, who is asked about the world's own
+    users alone, has the true ones; with `habits` satiation is known too.
     """
     def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
         if oracle:
             stars = world.expected(np.searchsorted(world.user_ids, user_ids)[:, None], np.arange(len(world.items)))
         else:
-            user, row = (one.cpu() for one in latest_ratings(history, user_ids))
-            mean, rated = world.log["rating"].mean(), history.item_idx.cpu()[row].numpy()
-            own = _half(user.numpy(), rated, history.rating.cpu()[row].numpy() - mean, world.items[:, 1:],
+            user, row = latest_ratings(history, user_ids)
+            mean, rated = world.log["rating"].mean(), history.item_idx[row].cpu().numpy()
+            own = _half(user.cpu().numpy(), rated, history.rating[row].cpu().numpy() - mean, world.items[:, 1:],
                         len(user_ids), world.ridge)
             stars = mean + own[:, :1] + world.items[:, 1] + own[:, 1:] @ world.items[:, 2:].T
         if habits:
@@ -183,8 +182,7 @@ def respond(world: World, habits: Habits, mode: str, user_idx: np.ndarray, log: 
     `leave` + `impatience` · max(0, own mean − satisfaction). Of `uniforms` (B, 2), in [0, 1), the first is the quantile
     of the noise, the second what that chance must exceed.
 
-    Returns:
-        ({"rating", "expected", "satiation" in stars, "quits" bool: (B,) each}, satisfaction (B,)).
+    Return ({"rating", "expected", "satiation" in stars, "quits" bool: (B,) each}, satisfaction (B,)).
     """
     recent = log[:, max(log.shape[1] - habits.memory, 0):]
     cosine = np.einsum("bmd,bd->bm", world.similarity[recent], world.similarity[item_idx])
@@ -287,15 +285,13 @@ def play(world: World, recommend: Recommender, matrix: np.ndarray, frame_size: i
 
     The recommender is given `Frames` of the logs as they grow: the first F real ratings, and what followed. At the
     first step they have one more user, who is never asked about. A seed gives a user the same random numbers under
-    every recommender: compare them user by user.
+    every recommender: compare them user by user. Return one row a user and step, by user: user_id, step (from 0),
+    item_id, rating, reward, expected, satiation, quits.
 
     Args:
         matrix: (n_items, E), rows as world.item_ids; more of them than frame_size, if none may be shown twice.
         length: steps at most; by default as in `MODES`. A session ends too when no film is left.
         user_ids: who plays; by default all with more than frame_size ratings. DataError for any other.
-
-    Returns:
-        One row a user and step, by user: user_id, step (from 0), item_id, rating, reward, expected, satiation, quits.
     """
     length, played = _steps(world, matrix, frame_size, mode, length), []
     user_idx, log, rating = world.begin(frame_size, user_ids)
@@ -327,10 +323,9 @@ def play(world: World, recommend: Recommender, matrix: np.ndarray, frame_size: i
 
 
 def sessions(played: pd.DataFrame, world: World) -> pd.DataFrame:
-    """Sum up what `play` returned, one row a user, by user_id.
+    """Sum up what `play` returned, by user_id: reward (the sum), length (films), rating (the mean), quits, diversity.
 
-    reward (the sum), length (films), diversity (1 − mean cosine over all pairs of films shown; NaN for a single one),
-    rating (the mean), quits (False: the session was cut off).
+    Diversity is 1 − mean cosine over all pairs of films shown, NaN for a single one.
     """
     who, n = played["user_id"], played.groupby("user_id").size()
     sums = played[["reward", "rating", "quits"]].groupby(who).sum()
