@@ -142,8 +142,7 @@ def find(folder: Path, *patterns: str) -> Path | None:
 HEADERS = {"userId": "user_id", "movieId": "item_id", "itemId": "item_id", "movie_title": "title", "class": "genres"}
 
 
-def read_table(path: Path, separator: str, names: list[str] | None = None, dtype: Any = str,
-               **options) -> pd.DataFrame:
+def read_table(path: Path, separator: str, names: list[str] | None = None, dtype: Any = str, **options) -> pd.DataFrame:
     """Read a delimited UTF-8 file as text, or by dtype None as numbers; `names` are the columns where it has no header.
 
     The index is the line of the file, and columns lose RecBole's `:type`. DataError: it is empty or no such table.
@@ -253,10 +252,10 @@ def _names_of_catalogue(folder: Path) -> pd.Series | None:
 
 
 def read_links(folder: str | Path) -> pd.DataFrame:
-    """Read how items are named elsewhere: MovieLens' `links.csv`, or the Freebase `.link` of ml-100k.
+    """Read how items are named elsewhere: MovieLens' `links.csv`, or the Freebase `.link` of ml-100k; empty without.
 
-    Returns `item_id` int64 and whichever of `imdbId, tmdbId, entity_id` the file has, as str, "" where an item has
-    none; one may stand for several items. The frame is empty where the data set has no links.
+    Returns `item_id` int64 and those of `imdbId, tmdbId, entity_id` that the file has, str, "" where an item has none;
+    one may stand for several items.
     """
     path = find(folder, "*.link", "links.csv")
     if path is None:

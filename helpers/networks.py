@@ -60,10 +60,7 @@ class Actor(nn.Module):
 
 
 class Joint(nn.Linear):
-    """A linear layer over x and y side by side, without putting them there.
-
-    Where the gradient is wanted of y alone, as when an actor climbs its critic, none is computed of x.
-    """
+    """A linear layer over x and y side by side, not put there: of x no gradient is computed where only y wants one."""
 
     def __init__(self, x_size: int, y_size: int, out_size: int):
         super().__init__(x_size + y_size, out_size)

@@ -64,8 +64,7 @@ def running_mean(values: pd.Series, n: int) -> pd.Series:
 def heat_maps(matrices: dict[str, np.ndarray], label: str, columns: int = 4, limit: float | None = None) -> Figure:
     """Draw square matrices, title → (d, d), side by side on one symmetric scale, with one colour bar.
 
-    `label` says what the colour means, with its unit; the scale ends at ± `limit`, by default at the 99.5th percentile
-    of all absolute values.
+    `label`: what the colour means, with its unit; ± `limit`: by default the 99.5th percentile of all absolute values.
     """
     rows, columns = -(-len(matrices) // columns), min(columns, len(matrices))
     figure, axes = plt.subplots(rows, columns, figsize=(2.2 * columns + 0.8, 2.2 * rows), squeeze=False,

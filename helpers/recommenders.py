@@ -82,7 +82,7 @@ def popularity(train: pd.DataFrame) -> Recommender:
     return recommend
 
 
-_counted: list = []  # the training part that `rated_together` was asked last, and its answer
+_counted: list = []  # what `rated_together` was asked last, and its answer: 20 million ratings take it minutes
 
 
 def rated_together(train: pd.DataFrame, item_ids: np.ndarray, most: int) -> tuple[np.ndarray, Tensor]:
@@ -118,10 +118,7 @@ def fit_ease(train: pd.DataFrame, item_ids: np.ndarray, ridge: float, most: int 
 
 
 def ease(fitted: tuple[Tensor, Tensor], last: int, decay: float) -> Recommender:
-    """Apply EASE to each user's `last` items, weighted decay^age; other items than `fitted`'s score 0.
-
-    Steck's model is `last` = all, `decay` = 1; the rest is ours.
-    """
+    """Apply EASE to each user's `last` items, weighted decay^age (Steck's takes all, evenly); the others score 0."""
     kept, weights = fitted
 
     def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:

@@ -100,14 +100,10 @@ def items_from_frame(table: Any, item: str = "item_id", title: str = "title", ge
     0        2  The Matrix  1999  [War]
     1        1      item a  <NA>     []
 
-    Returns:
-        `item_id` int64, `title` str without its year ("item …" where there is none), `year` Int64 (NA where unknown; a
-        column `release_year` is believed before the title), `genres` list of str (empty where unknown). DataError: a
-        missing column, an item without an id or with two rows, or genres that cannot be read.
-
-    Args:
-        genres: of lists, or of text that `listed` reads; None without any.
-        items: the ids as `from_frame` returned them, so that both tables number alike.
+    Return `item_id` int64, `title` str without its year ("item …" where there is none), `year` Int64 (NA where unknown;
+    a column `release_year` is believed before the title), `genres` list of str (empty where unknown). `genres` are
+    lists, or text that `listed` reads; `items` the ids as `from_frame` returned them, so that both tables number alike.
+    DataError: a missing column, an item without an id or with two rows, or genres that cannot be read.
     """
     table = checked(table, "the item table", item, title, genres)
     ids, _ = numbered(table[item], "item_id", items)

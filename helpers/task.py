@@ -47,8 +47,7 @@ class Task(NamedTuple):
     def n_steps(self, most: int, batch_size: int, passes: int, least: int = 60) -> int:
         """Return how many steps to train for: so many passes over the transitions, between `least` and `most` steps.
 
-        More would teach a small data set by heart: of 8,000 invented transitions the ranking was best after five to ten
-        passes, and half as good after forty.
+        More would teach a small data set by heart: of 8,000 invented transitions five to ten passes ranked best.
         """
         return min(most, max(least, passes * -(-len(self.frames) // batch_size)))
 
@@ -86,8 +85,7 @@ def load_task(dataset: str, frame_size: int = 10, device: str | torch.device = "
 def text_says(dataset: str, sentence: str, came: object, holds: bool) -> None:
     """Hold a sentence of a lesson's text, which is of ML-100K, against what came out here; print both if it fails.
 
-    Whoever changes a parameter wants to see what comes of it. With RECNN_STRICT=1, as `make notes` and
-    `make test FULL=1` have it, AssertionError instead. Of other data sets the text says nothing.
+    With RECNN_STRICT=1 (`make notes`, `make test FULL=1`) AssertionError instead. Of other data the text says nothing.
     """
     if not holds and dataset == DEFAULT_DATASET:
         came = f"{came:.3f}" if isinstance(came, float) else came

@@ -52,10 +52,7 @@ def modules_of(sources: list[str], found: set[Path] | None = None) -> set[Path]:
 
 def fingerprint(notebook: nbformat.NotebookNode, upstream: list[str], source: list | None,
                 given: list[Path] = ()) -> str:
-    """Return a hash of all a lesson depends on; `given` are the files it reads that no lesson writes.
-
-    `source` says what the raw files are: their names, sizes and times.
-    """
+    """Return a hash of all a lesson depends on; `source` are the raw files, `given` others that no lesson writes."""
     code = code_of(notebook)
     pins = (PROJECT / "requirements.txt").read_text(encoding="utf-8")
     if any("cluster.connected" in cell for cell in code):  # Ray may come later, or WORKERS change

@@ -75,10 +75,7 @@ def look_over(raw: Path) -> list[str]:
 
 def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: bool = False,
         quick: bool = False, chain: bool = False) -> int:
-    """Run what is not up to date, show one progress bar and a closing table; return the exit code.
-
-    With `chain` what the chosen lessons read from, directly or through others, is run too.
-    """
+    """Run what is not up to date, with `chain` what that reads from too; show progress; return the exit code."""
     number = {name: name.partition("_")[0] for name in LESSONS}
     if unknown := [each for each in only if each not in {*number, *number.values()}]:
         raise DataError(f"there is no lesson {', '.join(unknown)}; there are {', '.join(number.values())}")

@@ -204,10 +204,7 @@ def average_gradients(agent: dict[str, Any]) -> None:
 
 
 def _last_copy(agent: dict[str, Any], rank: int, n: int) -> dict[str, Any] | None:
-    """Return this worker's copy in the last checkpoint of Ray Train, or None if there is no checkpoint yet.
-
-    With another number of workers than before, each takes worker 0's, with an order and priorities of its own.
-    """
+    """Return this worker's copy in Ray Train's last checkpoint; worker 0's if there were more or fewer; or None."""
     checkpoint = ray().train.get_checkpoint()
     if checkpoint is None:
         return None

@@ -78,10 +78,7 @@ def softmax_of(score: np.ndarray, temperature: float, seen: np.ndarray, share: f
 
 
 def check_support(target: np.ndarray, behaviour: np.ndarray) -> None:
-    """Raise DataError unless every film that a target policy can show can be shown by the behaviour policy.
-
-    target, behaviour: (U, n), of the same films.
-    """
+    """Raise DataError unless the behaviour policy (U, n) can show every film that a target policy (U, n) can show."""
     if target.shape != behaviour.shape:
         raise DataError(f"a target policy of shape {target.shape} beside a behaviour policy of shape "
                         f"{behaviour.shape}: both must be over the same people and films")
