@@ -68,14 +68,13 @@ def rated_by(ratings: pd.DataFrame, user_ids: np.ndarray, item_ids: np.ndarray) 
     return table
 
 
-def fit_choice(ratings: pd.DataFrame, item_ids: np.ndarray, ridge: float = 400.0, known: int | None = None,
-               seed: int = 0) -> Choice:
+def fit_choice(ratings: pd.DataFrame, item_ids: np.ndarray, ridge: float = 400.0, known: int | None = None) -> Choice:
     """Fit what people take: EASE on nine tenths of the ratings, what it counts beside popularity on the last tenth.
 
     With `known` that is asked of a log's first `known` ratings, for whom no more is known of, and of all later ones.
     """
     ratings = in_order(ratings)
-    held_out = np.random.default_rng(seed).random(len(ratings)) < 0.1
+    held_out = np.random.default_rng(0).random(len(ratings)) < 0.1
     rest, user_ids = ratings[~held_out], np.unique(ratings["user_id"])
     if known is not None:
         held_out = (ratings.groupby("user_id").cumcount() >= known).to_numpy()
@@ -135,12 +134,11 @@ def fit_world(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.ndarra
     first = torch.as_tensor(first_rows)
     top = appeal.scatter(1, first, float("-inf")).topk(min(TOP, appeal.shape[1] - frame_size)).values
     appeal = appeal + float(np.log(level / (1 - level))) - top.mean(dim=1, keepdim=True)
-    own_mean = torch.tensor(rating_model.user_mean, dtype=torch.float32)
-    expected = torch.as_tensor(rating_model.expected(user_idx[:, None], np.arange(len(item_ids))), dtype=torch.float32)
-    vectors = torch.as_tensor(rating_model.similarity, dtype=torch.float32)
+    expected, own_mean, vectors, first_stars, stars = (torch.tensor(part, dtype=torch.float32) for part in (
+        rating_model.expected(user_idx[:, None], np.arange(len(item_ids))), rating_model.user_mean,
+        rating_model.similarity, first_stars, rating_model.stars))
     return World(rating_model.user_ids, np.asarray(item_ids), appeal, expected - own_mean[:, None], own_mean,
-                 (vectors @ vectors.T).clamp(min=0), first, torch.as_tensor(first_stars, dtype=torch.float32),
-                 torch.as_tensor(rating_model.stars, dtype=torch.float32), rating_model.noise, choice.auc,
+                 (vectors @ vectors.T).clamp(min=0), first, first_stars, stars, rating_model.noise, choice.auc,
                  rating_model.rmse)
 
 
@@ -304,10 +302,8 @@ def observed_habits(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.
              "satiation": (cosine, surprise, after)}
     draws, rows = np.random.default_rng(0).multinomial(user[-1] + 1, np.full(user[-1] + 1, 1 / (user[-1] + 1)), n), []
     for name, (x, y, of) in asked.items():
-        fits = []
-        for weight in (np.ones(user[-1] + 1), *draws):
-            x_of, y_of, w = x[of], y[of].astype(np.float64), weight[user[of]]
-            fits.append(-_slope(x_of, y_of, w, logistic=name != "satiation"))
+        fits = [-_slope(x[of], y[of].astype(np.float64), weight[user[of]], logistic=name != "satiation")
+                for weight in (np.ones(user[-1] + 1), *draws)]
         low, high = np.quantile(fits[1:], [0.025, 0.975])
         rows.append({"habit": name, "estimate": fits[0], "low": low, "high": high, "cases": int(of.sum())})
     return pd.DataFrame(rows)
