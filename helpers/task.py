@@ -56,10 +56,8 @@ def load_task(dataset: str, frame_size: int = 10, device: str | torch.device = "
               times: bool = False, most_scores: int = 1 << 26) -> Task:
     """Read a data set and its item matrix, hold out, and frame; FileNotFoundError names a lesson to run first.
 
-    Args:
-        share_apart: share of the users with a frame whose transitions are not trained on, MOST_APART at most.
-        times: let states end with gaps (see `Frames`).
-        most_scores: users × items to validate or test with, 268 MB; of more users a part is drawn, the same each time.
+    `share_apart` of the users with a frame, MOST_APART at most, are not trained on. `most_scores`, users × items, are
+    validated and tested with (268 MB): of more users a part is drawn, the same each time. For `times` see `Frames`.
     """
     home = data_dir(dataset)
     split = evaluation.split_last(datasets.read_ratings(datasets.fetch(dataset)))

@@ -111,11 +111,8 @@ def execute(notebook: nbformat.NotebookNode, on_cell: Callable[[], None], folder
             threads: int | None = None) -> None:
     """Run every cell in a fresh kernel of this Python in `folder`, and tidy the outputs.
 
-    Args:
-        on_cell: called after each code cell.
-        on_step: called with (steps done, of how many) as a cell's own progress bar moves.
-        threads: of the kernel, unless the environment says how many; None: as many as it takes.
-
+    `on_cell` is called after each code cell, `on_step` with (steps done, of how many) as a cell's own progress bar
+    moves. `threads` are the kernel's, unless the environment says how many; None: as many as it takes.
     CellExecutionError: a cell, or a figure that it draws, fails. DeadKernelError: the kernel dies; with its last words.
     """
     def executed(cell, cell_index, execute_reply):

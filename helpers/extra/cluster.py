@@ -100,11 +100,9 @@ def in_order(log: pa.Table) -> pa.Table:
 def shard_ratings(source: str | Path, folder: str | Path, n_shards: int) -> pd.DataFrame:
     """Bring each user's ratings together, sorted by `in_order`: Parquet → Ray Data → n_shards Parquet files.
 
-    Args:
-        source: folder of Parquet files, or an object store's address (s3://, gs://): `RATING_COLUMNS`, and maybe
-            `place`, the row's place in the log as it came. DataError if there is nothing, or it lacks a column.
-        folder: where the shards go, and when all are there a manifest, which is what is returned: one row a shard,
-            `shard`, `users`, `ratings`.
+    `source` and `folder` are folders, or addresses in an object store (s3://, gs://); the source has `RATING_COLUMNS`
+    and maybe `place`, the row's place in the log as it came. DataError if there is nothing, or it lacks a column.
+    Beside the shards a manifest is written last, and returned: one row a shard, `shard`, `users`, `ratings`.
     """
     data, (filesystem, path) = ray().data, _place(folder)
     try:

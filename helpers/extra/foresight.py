@@ -120,10 +120,9 @@ def fit_world(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.ndarra
               level: float = 0.7) -> World:
     """Fit a world to ratings of users whom no agent sees; only those with more than `frame_size` take part.
 
-    Args:
-        item_ids: (n,) what may be shown; ratings of other items are left out. similarity: (n, d) content vectors.
-        level: chance that a film is taken, over each user's TOP most appealing ones. No log says it, for none says
-            what was shown and passed over; it sets how much is taken, not what.
+    `item_ids` (n,) may be shown, and ratings of others are left out; `similarity` (n, d) are content vectors. `level`,
+    the chance that a film is taken, over each user's TOP most appealing ones, sets how much is taken, not what: no log
+    says it, for none says what was passed over.
     """
     ratings = ratings[ratings["item_id"].isin(item_ids)].drop_duplicates(["user_id", "item_id"])
     ratings = ratings[ratings.groupby("user_id")["item_id"].transform("size") > frame_size]
