@@ -82,7 +82,7 @@ def popularity(train: pd.DataFrame) -> Recommender:
     return recommend
 
 
-_counted: list = []  # what `rated_together` was asked last, and its answer: 20 million ratings take it minutes
+_counted: list = []  # the training part that `rated_together` was asked last, and its answer
 
 
 def rated_together(train: pd.DataFrame, item_ids: np.ndarray, most: int) -> tuple[np.ndarray, Tensor]:
