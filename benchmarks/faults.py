@@ -34,7 +34,7 @@ FAULTS = [
     ("features.py", '(of_item["size"] + damping)', '(of_item["size"] + 10 * damping)', "features liking"),
     ("networks.py", "nn.Dropout(dropout), nn.Linear(hidden_size, size)", "nn.Linear(hidden_size, size)", "networks"),
     ("networks.py", "kept = torch.rand_like(rating) >= share", "kept = torch.rand_like(rating) >= 0", "networks"),
-    ("plots.py", "smoothed = values if few else running_mean(values, smooth)", "smoothed = values", "plots"),
+    ("plots.py", "smoothed = values if few else running_mean(values, 10)", "smoothed = values", "plots"),
     ("plots.py", "vmin=-limit, vmax=limit", "vmin=0, vmax=limit", "plots"),
     ("evaluation.py", "ranks.append((~(scores < own)).sum(dim=1).numpy())",
      "ranks.append((scores > own).sum(dim=1).numpy() + 1)", "evaluation"),

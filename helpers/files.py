@@ -41,11 +41,7 @@ def data_dir(dataset: str, root: Path = ROOT) -> Path:
 
 
 def res_dir(dataset: str, root: Path = ROOT, committed: bool = False) -> Path:
-    """Return (and make) the folder for figures and tables of results, data/<name>/res.
-
-    What is committed of the default data set lies in res/ instead; so does what a lesson writes when it is executed as
-    it is committed (RECNN_COMMITTED=1, which `make notes` sets).
-    """
+    """Return (and make) the folder of figures and tables: data/<name>/res, or res/ for what is committed of ML-100K."""
     committed = committed or bool(os.environ.get("RECNN_COMMITTED"))
     folder = root / "res" if committed and dataset == DEFAULT_DATASET else data_dir(dataset, root) / "res"
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,14 +79,11 @@ def need(path: Path, made_by: str) -> Path:
 
 @contextmanager
 def writing(path: Path, wait: float = 5) -> Iterator[None]:
-    """Be the only one who writes an artefact and what lies beside it; it may be entered again.
-
-    Another writer has `wait` seconds to end, then a DataError names its process.
-    """
+    """Be the only one who writes an artefact; another has `wait` seconds to end, then a DataError names its process."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     place = path.with_name(f".{path.name}.lock")
-    lock = FileLock(place, is_singleton=True, on_acquired=_sign)
+    lock = FileLock(place, is_singleton=True, on_acquired=lambda lock: os.write(lock, str(os.getpid()).encode()))
     try:
         lock.acquire(timeout=wait)
     except Timeout as error:
@@ -103,10 +96,6 @@ def writing(path: Path, wait: float = 5) -> Iterator[None]:
         if lock.lock_counter == 1:  # whoever waits looks whether the file is still the one that it has opened
             place.unlink(missing_ok=True)
         lock.release()
-
-
-def _sign(lock: int) -> None:
-    os.write(lock, str(os.getpid()).encode())
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from helpers.fast import Pool, fill
 from helpers.files import DataError, damaged, need, replacing, shown
-from helpers.tables import in_order
+from helpers.tables import check_rows, in_order, rows_of
 
 GROUP = 1 << 21  # transitions shuffled together, in the cache
 ROWS = 4096      # of a static file, written or read together
@@ -45,23 +45,6 @@ def reward_of(rating):
     return 2 * (rating - 2.5)
 
 
-def rows_of(wanted: pd.Series | np.ndarray, item_ids: np.ndarray) -> np.ndarray:
-    """Return the row (int32) of each wanted item where `item_ids` (n_items,) name rows; DataError if it has none."""
-    codes, distinct = pd.factorize(np.asarray(wanted))
-    rows = pd.Index(item_ids).get_indexer(distinct).astype(np.int32)
-    if len(unknown := distinct[rows < 0]):
-        raise DataError(f"{len(unknown)} items have no row in the item matrix (ids {', '.join(map(str, unknown[:5]))} "
-                        f"…): make it from the same data set, notes/03_pca.ipynb")
-    return rows[codes]
-
-
-def check_rows(matrix: np.ndarray | Tensor, item_ids: np.ndarray) -> None:
-    """Raise a DataError unless `matrix` (n_items, d) has one row for each of `item_ids`, which are distinct."""
-    if not len(n := np.unique(item_ids)) == len(item_ids) == len(matrix):
-        raise DataError(f"a matrix of {len(matrix)} rows for {len(item_ids)} items ({len(n)} distinct): each wants one "
-                        f"row of its own, as notes/03_pca.ipynb makes them")
-
-
 class Frames(torch.utils.data.Dataset):
     """All transitions of all users' logs, made on the fly: an index of windows, nothing materialised.
 
@@ -70,9 +53,8 @@ class Frames(torch.utils.data.Dataset):
 
     Args:
         ratings: `user_id, item_id, rating, timestamp` in any row order; to split by user, those of some users.
-        item_ids, item_matrix: (n_items,) distinct ids and (n_items, embed_size) float32.
+        item_ids, item_matrix: (n_items,) distinct ids and (n_items, embed_size) float32, kept, as all, on `device`.
         frame_size: items in a state; DataError if nobody has more ratings than that.
-        device: where the item matrix, and so every batch, lives.
         times: end every state with F gaps, days since the user's rating before it (0 for the first of a log).
 
     >>> log = pd.DataFrame({"user_id": 1, "item_id": [7, 9, 7, 8], "rating": [5.0, 3, 4, 0.5], "timestamp": range(4)})
@@ -149,8 +131,7 @@ class Frames(torch.utils.data.Dataset):
     def shuffle_ties(self, seed: int | None) -> None:
         """Put ratings that share a user and a second in another order, the same for a seed; None: as they came.
 
-        In ML-100K half of the ratings share their second, and any order of them is as true as the file's. Transitions
-        keep their numbers and change what they hold.
+        Any order of them is as true as the file's. Transitions keep their numbers and change what they hold.
         """
         if seed is None and not self._as_they_came:
             return
@@ -177,12 +158,9 @@ class Frames(torch.utils.data.Dataset):
         return rows, self.is_last[rows].cumsum(1) == self.is_last[rows]  # none before it was the last
 
     def sample(self, batch_size: int, shuffle: bool = True, seed: int = 0) -> Iterator[Tensor]:
-        """Yield index batches (≤ batch_size,) that cover every transition once; the same for a seed.
-
-        Each transition draws a group, and the groups are shuffled one by one: every order is as likely (Rao 1961).
-        """
+        """Yield index batches (≤ batch_size,) that cover every transition once; the same for a seed."""
         order = torch.arange(len(self))
-        if shuffle:
+        if shuffle:  # each draws a group, which are shuffled one by one: every order is as likely (Rao 1961)
             generator, n_groups = torch.Generator().manual_seed(seed), min(1 + len(self) // GROUP, 256)
             drawn = partial(torch.randint, n_groups, generator=generator) if n_groups > 1 else torch.zeros
             group = drawn(order.shape, dtype=torch.uint8)
@@ -259,14 +237,10 @@ def write_static(path: Path, frames: Frames, source: str, seed: int | None = Non
                  smallest: bool = False) -> None:
     """Write every transition to HDF5, in order of users and time, or shuffled when a seed is given.
 
-    A chunk holds whole rows, with a checksum: the ten copies of each embedding in neighbouring rows then lie side by
-    side, and compression removes them, unless rows are shuffled. After `import hdf5plugin`, plain h5py reads the file.
-
-    Args:
-        source: what the ratings are, kept as an attribute.
-        dtype: "float16" or "float32" for vectors and ratings; DataError for numbers that float16 cannot hold.
-        smallest: states too in Zstandard and chunks of 2,048 rows (5 MB): smaller, written more slowly, and slow to
-            read in small slices. Otherwise LZ4 and 256 rows (660 KB).
+    A chunk holds whole rows, with a checksum: the copies of each embedding in neighbouring rows lie side by side, and
+    compression removes them, unless rows are shuffled. `smallest` puts states too into Zstandard and chunks of 2,048
+    rows (5 MB), written more slowly and slow to read in small slices, in place of LZ4 and 256 rows (660 KB).
+    `source` says what the ratings are. DataError: frames with times, or numbers that `dtype` float16 cannot hold.
     """
     if frames.gap is not None:
         raise DataError("a static file holds states of vectors and ratings: make the frames without times")
@@ -288,8 +262,7 @@ def write_static(path: Path, frames: Frames, source: str, seed: int | None = Non
                 file[name][n * ROWS:n * ROWS + len(field)] = stored.reshape(-1, *file[name].shape[1:])
 
 
-def read_static(path: Path, batch_size: int, frame_size: int,
-                item_matrix: np.ndarray | Tensor) -> Iterator[Transition]:
+def read_static(path: Path, batch_size: int, frame_size: int, item_matrix: np.ndarray | Tensor) -> Iterator[Transition]:
     """Yield the transitions of a static file in its order, float32, as `Frames.batches` does; DataError if damaged."""
     with open_static(path) as file:
         of_file, wanted = (file.attrs["frame_size"], file.attrs["hash"]), (frame_size, matrix_hash(item_matrix))

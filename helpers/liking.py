@@ -64,10 +64,7 @@ def fit_liking(train: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, sw
                most_users: int = 2_000) -> Liking:
     """Fit offsets, and by EM the covariance of tastes and the noise, to the training part.
 
-    Args:
-        matrix: (n_items, E), rows as item_ids.
-        sweeps: of EM, on a sample of `most_users` users where there are more.
-
+    `matrix` is (n_items, E), rows as item_ids; EM sweeps over a sample of `most_users` users where there are more.
     Source: Laird & Ware 1982, "Random-Effects Models for Longitudinal Data"; that items' vectors are given, ours.
     """
     vectors = torch.as_tensor(matrix, dtype=torch.float32)

@@ -29,22 +29,19 @@ def few_colours(png: bytes) -> bytes:
     return min(png, small.getvalue(), key=len)
 
 
-def curves(log: pd.DataFrame, panels: dict[str, dict[str, str]], smooth: int = 10, columns: int = 2) -> Figure:
-    """Draw logged scalars against the training step (or pass), raw and faint under their running mean.
+def curves(log: pd.DataFrame, panels: dict[str, dict[str, str]], columns: int = 2) -> Figure:
+    """Draw logged scalars against the training step (or pass), raw and faint under the running mean of 10 rows.
 
-    Args:
-        log: indexed by step, or by pass, one column a scalar; NaN where a step did not log it.
-        panels: axis label → {column: legend}.
-        smooth: logged rows in the running mean.
+    `log` is indexed by step, or by pass, one column a scalar; `panels` are axis label → {column: legend}.
     """
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(5.4 * columns, 2.9 * rows), squeeze=False, layout="constrained")
     for axis, (label, series) in zip(axes.flat, panels.items(), strict=False):
         for number, (column, legend) in enumerate(series.items()):
             values = log[column].dropna()
-            few = len(values) <= 3 * smooth
+            few = len(values) <= 30
             axis.plot(values.index, values, color=f"C{number}", alpha=1 if few else 0.25, marker="." if few else "")
-            smoothed = values if few else running_mean(values, smooth)
+            smoothed = values if few else running_mean(values, 10)
             axis.plot(smoothed.index, smoothed, color=f"C{number}", label=legend)
         axis.set(xlabel=log.index.name if log.index.name == "pass" else "training step", ylabel=label)
         axis.legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
@@ -65,12 +62,9 @@ def running_mean(values: pd.Series, n: int) -> pd.Series:
 
 
 def heat_maps(matrices: dict[str, np.ndarray], label: str, columns: int = 4, limit: float | None = None) -> Figure:
-    """Draw square matrices side by side on one symmetric scale, with one colour bar.
+    """Draw square matrices, title → (d, d), side by side on one symmetric scale, with one colour bar.
 
-    Args:
-        matrices: title → (d, d).
-        label: what the colour means, with its unit.
-        limit: ends of the scale, ± limit; by default the 99.5th percentile of all absolute values.
+    `label`: what the colour means, with its unit; ± `limit`: by default the 99.5th percentile of all absolute values.
     """
     rows, columns = -(-len(matrices) // columns), min(columns, len(matrices))
     figure, axes = plt.subplots(rows, columns, figsize=(2.2 * columns + 0.8, 2.2 * rows), squeeze=False,

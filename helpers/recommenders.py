@@ -37,10 +37,9 @@ def policy(actor: Callable[[Tensor], Tensor], term: Recommender | None = None) -
 
 
 def remembered(recommend: Recommender) -> Recommender:
-    """Ask for the scores of some users once, and keep them: for several weights tried of one term.
+    """Ask for the scores (users × items) of some users once, and keep them: for several weights tried of one term.
 
-    It knows a history by its object, so the histories have to live as long as what it returns; it holds users × items
-    numbers of each.
+    It knows a history by its object, so the histories have to live as long as what it returns.
     """
     known: dict[tuple, Tensor] = {}
 
@@ -89,8 +88,7 @@ _counted: list = []  # the training part that `rated_together` was asked last, a
 def rated_together(train: pd.DataFrame, item_ids: np.ndarray, most: int) -> tuple[np.ndarray, Tensor]:
     """Return (rows of the `most` popular items (m,), how many users rated each two of them (m, m)).
 
-    The last answer is kept, for several ridges are tried of one training part, and to count one of 20 million ratings
-    takes minutes.
+    The last answer is kept, for several ridges are tried of one training part: 20 million ratings take minutes.
     """
     if not _counted or _counted[0] is not train or _counted[1] is not item_ids or _counted[2] != most:
         popular = train["item_id"].value_counts().index
@@ -120,10 +118,7 @@ def fit_ease(train: pd.DataFrame, item_ids: np.ndarray, ridge: float, most: int 
 
 
 def ease(fitted: tuple[Tensor, Tensor], last: int, decay: float) -> Recommender:
-    """Apply EASE to each user's `last` items, weighted decay^age; other items than `fitted`'s score 0.
-
-    Steck's model is `last` = all, `decay` = 1; the rest is ours.
-    """
+    """Apply EASE to each user's `last` items, weighted decay^age (Steck's takes all, evenly); the others score 0."""
     kept, weights = fitted
 
     def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:

@@ -11,10 +11,7 @@ class Prioritised:
     Source: Schaul et al. 2016, "Prioritized Experience Replay", proportional variant. Every transition starts with
     priority 1; `update` sets |error| + ε. Memory: 16 bytes a transition, twice that at worst.
 
-    Args:
-        n: how many transitions there are.
-        alpha: 0 draws them evenly, 1 in proportion to their priorities.
-        beta: how much of the bias the weights undo; 1 is all of it.
+    α = 0 draws them evenly, 1 in proportion to their priorities; the weights undo β of the bias, 1 being all of it.
 
     >>> replay = Prioritised(2, alpha=1.0, beta=1.0, epsilon=0.0)
     >>> replay.update(torch.tensor([0, 1]), torch.tensor([1.0, -3.0]))

@@ -73,6 +73,23 @@ def in_order(ratings: pd.DataFrame) -> pd.DataFrame:
     return ratings
 
 
+def rows_of(wanted: pd.Series | np.ndarray, item_ids: np.ndarray) -> np.ndarray:
+    """Return the row (int32) of each wanted item where `item_ids` (n_items,) name rows; DataError if it has none."""
+    codes, distinct = pd.factorize(np.asarray(wanted))
+    rows = pd.Index(item_ids).get_indexer(distinct).astype(np.int32)
+    if len(unknown := distinct[rows < 0]):
+        raise DataError(f"{len(unknown)} items have no row in the item matrix (ids {', '.join(map(str, unknown[:5]))} "
+                        f"…): make it from the same data set, notes/03_pca.ipynb")
+    return rows[codes]
+
+
+def check_rows(matrix: Any, item_ids: np.ndarray) -> None:
+    """Raise a DataError unless `matrix` (n_items, d) has one row for each of `item_ids`, which are distinct."""
+    if not len(n := np.unique(item_ids)) == len(item_ids) == len(matrix):
+        raise DataError(f"a matrix of {len(matrix)} rows for {len(item_ids)} items ({len(n)} distinct): each wants one "
+                        f"row of its own, as notes/03_pca.ipynb makes them")
+
+
 def items_from_frame(table: Any, item: str = "item_id", title: str = "title", genres: str | None = "genres",
                      items: pd.Series | None = None, between: str = "|") -> pd.DataFrame:
     """Turn an item table into `items`, one row an item, in its order, never rated ones too.
@@ -83,14 +100,10 @@ def items_from_frame(table: Any, item: str = "item_id", title: str = "title", ge
     0        2  The Matrix  1999  [War]
     1        1      item a  <NA>     []
 
-    Returns:
-        `item_id` int64, `title` str without its year ("item …" where there is none), `year` Int64 (NA where unknown; a
-        column `release_year` is believed before the title), `genres` list of str (empty where unknown). DataError: a
-        missing column, an item without an id or with two rows, or genres that cannot be read.
-
-    Args:
-        genres: of lists, or of text that `listed` reads; None without any.
-        items: the ids as `from_frame` returned them, so that both tables number alike.
+    Return `item_id` int64, `title` str without its year ("item …" where there is none), `year` Int64 (NA where unknown;
+    a column `release_year` is believed before the title), `genres` list of str (empty where unknown). `genres` are
+    lists, or text that `listed` reads; `items` the ids as `from_frame` returned them, so that both tables number alike.
+    DataError: a missing column, an item without an id or with two rows, or genres that cannot be read.
     """
     table = checked(table, "the item table", item, title, genres)
     ids, _ = numbered(table[item], "item_id", items)

@@ -39,38 +39,29 @@ class Task(NamedTuple):
     longer_history: Frames
 
     def watched(self) -> Transition:
-        """Return transitions of users held out, always the same: the states that figures show.
-
-        There are up to 1,024, fewer of a large catalogue, since the distance of each to every item is asked for.
-        """
-        n = min(1024, max(128, (1 << 22) // len(self.ids)))
+        """Return up to 1,024 transitions of users held out, always the same: the states that figures show."""
+        n = min(1024, max(128, (1 << 22) // len(self.ids)))  # the distance of each to every item is asked for
         order = torch.randperm(len(self.apart), generator=torch.Generator().manual_seed(0))
         return self.apart.gather(order[:n])
 
     def n_steps(self, most: int, batch_size: int, passes: int, least: int = 60) -> int:
         """Return how many steps to train for: so many passes over the transitions, between `least` and `most` steps.
 
-        More of them would teach a small data set by heart: on invented tables of 8,000 transitions the ranking was best
-        after five to ten passes, and half as good after forty.
+        More would teach a small data set by heart: of 8,000 invented transitions five to ten passes ranked best.
         """
         return min(most, max(least, passes * -(-len(self.frames) // batch_size)))
 
 
 def load_task(dataset: str, frame_size: int = 10, device: str | torch.device = "cpu", share_apart: float = 0.05,
               times: bool = False, most_scores: int = 1 << 26) -> Task:
-    """Read a data set and its item matrix, hold out, and frame.
+    """Read a data set and its item matrix, hold out, and frame; FileNotFoundError names a lesson to run first.
 
-    Args:
-        share_apart: share of the users with a frame whose transitions are not trained on, MOST_APART at most.
-        times: let states end with gaps (see `Frames`).
-        most_scores: users × items to validate or test with, 268 MB; of more users a part is drawn, the same each time.
-
-    Raises:
-        FileNotFoundError: naming the lesson to run first.
+    `share_apart` of the users with a frame, MOST_APART at most, are not trained on. `most_scores`, users × items, are
+    validated and tested with (268 MB): of more users a part is drawn, the same each time. For `times` see `Frames`.
     """
     home = data_dir(dataset)
     split = evaluation.split_last(datasets.read_ratings(datasets.fetch(dataset)))
-    ids, matrix = features.read_item_matrix(need(home / "embeddings.npz", "03_pca"))
+    ids, matrix = features.read_item_matrix(home / "embeddings.npz")
     infos = features.read_infos(need(home / "infos.json", "01_data_parsing"))
     log_length = split.train.groupby("user_id").size()
     long_enough = log_length.index[log_length > frame_size]
@@ -92,8 +83,7 @@ def load_task(dataset: str, frame_size: int = 10, device: str | torch.device = "
 def text_says(dataset: str, sentence: str, came: object, holds: bool) -> None:
     """Hold a sentence of a lesson's text, which is of ML-100K, against what came out here; print both if it fails.
 
-    Whoever changes a parameter wants to see what comes of it. With RECNN_STRICT=1, as `make notes` and
-    `make test FULL=1` have it, AssertionError instead. Of other data sets the text says nothing.
+    With RECNN_STRICT=1 (`make notes`, `make test FULL=1`) AssertionError instead. Of other data the text says nothing.
     """
     if not holds and dataset == DEFAULT_DATASET:
         came = f"{came:.3f}" if isinstance(came, float) else came

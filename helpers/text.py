@@ -41,14 +41,9 @@ def item_text(info: dict) -> str:
 def load_encoder(name: str | Path, device: str = "cpu") -> tuple:
     """Return (tokenizer, model) in float32 and evaluation mode, padding on the right.
 
-    On the right, no real token sees the padding or is moved by it. GPT-2 pads with its end-of-text token.
-
-    Args:
-        name: a folder with weights and tokenizer, or the model's name on the Hugging Face hub (`bert-base-uncased`,
-            `gpt2`). Without a network, the hub's cache on this machine is used.
-
-    Raises:
-        DataError: no such folder or name, the hub is out of reach, or what is there is no whole encoder.
+    On the right, no real token sees the padding or is moved by it. GPT-2 pads with its end-of-text token. `name` is a
+    folder with weights and tokenizer, or a model on the Hugging Face hub (`bert-base-uncased`, `gpt2`), of whose cache
+    it is read without a network. DataError: no such folder or name, the hub is out of reach, or no whole encoder.
     """
     folder = Path(name).expanduser()
     try:
@@ -80,8 +75,6 @@ def encode(texts: dict[int, str], tokenizer, model, pool: Callable[[Tensor, Tens
     alone and in any batch, but for the rounding of float32.
 
     Args:
-        texts: `{item_id: text}`.
-        tokenizer, model: as `load_encoder` returns them.
         pool: (hidden (B, T, d), mask (B, T) int64, 1 for a real token) → (B, d), the lesson's own pooling.
         batch_size: texts at once; memory, not quality, depends on it.
         max_length: tokens of a text that are read; never more than the model has positions for.

@@ -85,12 +85,10 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
     """Call `update` on shuffled batches, epoch after epoch, for `max_steps` steps; return the logged rows by step.
 
     Args:
-        update: index (B,) into `frames` → scalars to log.
+        update: index (B,) into `frames`, or what `sample` returns for a batch_size → scalars to log.
         parts: networks, optimisers and the like by name (anything with `state_dict` and `load_state_dict`).
-        watch: step → further numbers to log, asked at every logged step.
-        log_every: steps between two logged rows; the first and the last step have one too.
+        watch: step → further numbers to log, every `log_every` steps and at the first and the last.
         safe_every: least steps between two copies of `parts`, to go back to if training fails.
-        sample: batch_size → what is handed to `update`; by default each transition once an epoch, shuffled.
         shuffle_ties: with every pass over the log, put ratings of one second in another order (see `Frames`).
         limit: no logged number may be larger; rewards of −4 … 5 discounted by 0.99 make returns of at most 500.
         bf16: let `autocast` decide how matrices are multiplied; False keeps to float32.

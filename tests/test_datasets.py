@@ -72,7 +72,7 @@ def test_unsafe_paths_and_two_data_sets_in_one_are_refused_and_nothing_is_writte
 
 def test_a_folder_is_taken_as_it_is(raw, tmp_path):
     folder = raw({"ratings.csv": CSV})
-    assert fetch(str(folder), tmp_path) == folder == datasets.fetch_model(str(folder), tmp_path)
+    assert fetch(str(folder), tmp_path) == folder
     assert not (tmp_path / "data").exists()
 
 
@@ -81,8 +81,6 @@ def test_an_unknown_name_gets_the_known_ones_and_no_folder(tmp_path, name):
     with pytest.raises(DataError, match="ml-32m"):
         fetch(name, tmp_path)
     assert not list(tmp_path.glob("data/*"))
-    with pytest.raises(DataError, match="minilm"):
-        datasets.fetch_model(name, tmp_path)
 
 
 def test_a_zip_is_unpacked_once_and_again_when_it_is_another(tmp_path, monkeypatch):
@@ -142,7 +140,7 @@ def test_a_source_is_downloaded_once_verified_and_read(source, tmp_path, name, a
 def test_a_source_that_does_not_come_whole_gets_a_sentence_and_is_not_kept(source, tmp_path, name, content, said):
     source.content = content
     with pytest.raises(DataError, match=said):
-            (datasets.fetch_model if name == "minilm" else fetch)(name, tmp_path, source.kept)
+            datasets.fetch_model(tmp_path, source.kept) if name == "minilm" else fetch(name, tmp_path, source.kept)
     assert os.listdir(source.kept) == [] and not list(tmp_path.glob("data/*/raw"))
 
 

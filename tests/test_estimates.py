@@ -189,8 +189,8 @@ def test_a_wheel_out_of_reach_says_what_to_do(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("text", "reason"), [
-    (HEADER + ROWS.replace("0.25", "0.0"), "1 rows"), (HEADER + ROWS.replace("0.25", ""), "1 rows"),
-    (HEADER + ROWS.replace(",3,1,", ",3,2,"), "0 and 1"),
+    (HEADER + ROWS.replace("0.25", "0.0"), "1 such"), (HEADER + ROWS.replace("0.25", ""), "1 such"),
+    (HEADER + ROWS.replace(",3,1,", ",3,2,"), "neither 0 nor 1"),
     ((HEADER + ROWS).replace("propensity_score", "score"), "propensity_score")])
 def test_a_bad_log_is_refused(tmp_path, text, reason):
     (tmp_path / "men.csv").write_text(text)

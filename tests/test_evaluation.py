@@ -168,7 +168,7 @@ def test_interval_is_that_of_the_mean_and_reproducible():
 def test_a_slate_holds_unseen_items_with_a_score_and_empty_places(frames_of):
     history = frames_of({1: [50, 10, 40, 20], 2: [50, 10, 40, 20, 30], 5: [20, 40]})
     by_row, odd = constant(0.0, 1.0, 2.0, 3.0, 4.0), constant(NAN, 0.1, 0.2, 0.3, -torch.inf)
-    assert evaluation.slates_of(by_row, history, np.array([1, 2]), 2, batch_size=1).tolist() == [[4, -1], [-1, -1]]
+    assert evaluation.slates_of(by_row, history, np.array([1, 2]), 2).tolist() == [[4, -1], [-1, -1]]
     assert evaluation.slates_of(by_row, history, np.array([5]), 3).tolist() == [[4, 1, 0]]
     assert evaluation.slates_of(odd, history, np.array([5]), 3).tolist() == [[1, -1, -1]]
     with pytest.raises(DataError, match="slate of 6 items"):

@@ -1,14 +1,11 @@
-import gymnasium
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gymnasium.utils.env_checker import check_env
-from stable_baselines3 import DQN
 
 from helpers.agents.foresight import Sessions
 from helpers.extra import foresight
-from helpers.extra.foresight import Guests, Habits, Visits, World, best_unseen, fit_choice, fit_world, planner, play
+from helpers.extra.foresight import Habits, Visits, World, best_unseen, fit_choice, fit_world, planner, play
 from helpers.files import DataError
 from helpers.losses import n_step
 from tests.test_simulator import planted
@@ -146,24 +143,3 @@ def test_a_return_stops_where_a_person_leaves():
     assert t.reward[:, 0].tolist() == [1.5, 1, 1.5, 1]
     assert discount[:, 0].tolist() == [0, 0, 0.25, 0.5]  # the last session was cut off, nobody left
     assert n_step(played, torch.arange(4), 2, 0.5)[1][:, 0].tolist() == [0.25, 0.5, 0.25, 0.5]
-
-
-def test_guests_keep_gymnasiums_rules(noisy):
-    matrix = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
-    env = gymnasium.make("recnn/Guests-v0", world=noisy, item_matrix=matrix)
-    check_env(env.unwrapped, skip_render_check=True)
-    env.reset(seed=5)
-    _, reward, left, cut, info = env.step(0)  # of the first frame
-    assert (reward, left, cut, info["refused"]) == (-1.0, False, False, True)
-    with pytest.raises(DataError, match="3 rows"):
-        Guests(noisy, np.eye(3))
-
-
-def test_an_agent_of_others_learns_here():
-    appeal = np.full((4, 12), -4.0)
-    appeal[:, 7] = 4.0  # everybody takes one film
-    env = Guests(world_of(appeal, np.zeros((4, 12))), np.eye(12, dtype=np.float32), PATIENT, length=4)
-    agent = DQN("MlpPolicy", env, gamma=0.5, learning_rate=1e-2, learning_starts=50, train_freq=1, batch_size=32,
-                target_update_interval=50, exploration_fraction=0.6, policy_kwargs={"net_arch": [32]}, seed=0)
-    agent.learn(600)
-    assert agent.predict(env.reset(seed=0)[0], deterministic=True)[0] == 7

@@ -11,7 +11,7 @@ import pytest
 
 from helpers import files
 from helpers.extra import cluster
-from tools import lessons
+from tools import lessons, notebooks
 from tools import run as series
 from tools.lessons import LESSONS, Lesson
 from tools.readme import block, page_of
@@ -72,7 +72,8 @@ def test_lessons_that_do_not_read_from_each_other_run_side_by_side(small_series,
     late = "import time; time.sleep(1)\n" + meet.format("one", "other")  # ends last, and stands first
     assert small_series(late, meet.format("other", "one"))[0] == 0 and ran(capfd.readouterr()) == ["01_a", "02_b"]
     alone = "import os; assert 'OMP_NUM_THREADS' not in os.environ"
-    assert small_series(alone, alone, options=["--lanes", "1"])[0] == 0
+    monkeypatch.setattr(series, "LANES", 1)
+    assert small_series(alone, alone)[0] == 0
 
 
 def test_the_run_sees_a_cells_own_progress_bar():
@@ -207,7 +208,7 @@ def test_a_policy_that_ranks_below_popularity_is_not_shipped_in_silence(tmp_path
 
 
 def names_of(*sources):
-    return {path.stem for path in series.modules_of(list(sources))}
+    return {path.stem for path in notebooks.modules_of(list(sources))}
 
 
 def test_a_magic_in_a_cell_does_not_stop_the_rest_from_being_read():
@@ -289,7 +290,8 @@ def test_every_lesson_reads_what_an_earlier_one_writes_or_what_is_committed():
 def test_a_lesson_is_stale_when_what_it_reads_or_imports_from_another_changes():
     assert [name.split("_")[0] for name in lessons.before("10b_off_policy")] == ["01", "03", "05b", "06", "07", "08"]
     code = series.code_of(nbformat.read(series.NOTES / "10b_off_policy.ipynb", as_version=4))
-    assert files.PROJECT / "helpers" / "agents" / "diagnostics.py" in series.modules_of(code)  # lesson 09's critic_of
+    diagnostics = files.PROJECT / "helpers" / "agents" / "diagnostics.py"  # which has lesson 09's critic_of
+    assert diagnostics in notebooks.modules_of(code)
 
 
 def test_make_waits_for_what_a_lesson_reads():

@@ -108,10 +108,10 @@ def test_what_nobody_rated_is_an_average_film_and_the_order_of_rows_does_not_mat
 
 def test_a_session_begins_with_the_first_real_ratings(ratings, item_ids):
     world = fit_world(ratings, item_ids, np.eye(5), factors=())
-    user_idx, item_idx, rating, when = world.begin(3)
+    user_idx, item_idx, rating = world.begin(3)
     assert world.user_ids[user_idx].tolist() == [1, 7]  # 2 has three ratings, 5 has two
     assert item_ids[item_idx].tolist() == [[10, 20, 30], [50, 40, 30]]
-    assert rating.tolist() == [[4, 0.5, 5], [3, 4, 2]] and when.tolist() == [[0, 100, 200]] * 2
+    assert rating.tolist() == [[4, 0.5, 5], [3, 4, 2]]
 
 
 def one_step(world, log, item, habits=PATIENT, uniforms=(0.5, 0.5), satisfaction=3.0, mode="free"):
@@ -173,11 +173,10 @@ def test_what_a_recommender_is_shown(six_films):
         asked.append((user_ids, history.log_length[history.places(user_ids)], history.last_states(user_ids)[0]))
         return recommenders.random(len(asked))(history, user_ids)
 
-    played = play(six_films, recommend, matrix, F, "fixed-length", 3, times=True)
+    played = play(six_films, recommend, matrix, F, "fixed-length", 3)
     assert [set(lengths) for _, lengths, _ in asked] == [{2}, {3}, {4}]
     state, seen = asked[2][2], played[played["user_id"] == 10][:2]  # user 10 after two films
     np.testing.assert_array_equal(state[:10], [*matrix[seen["item_id"] - 100].ravel(), *seen["rating"]])
-    np.testing.assert_allclose([*state[10:], *asked[1][2][10:]], np.array([60, 60, 100, 60]) / 86_400)
     assert all(user_ids.tolist() == list(range(10, 18)) for user_ids, *_ in asked)  # the stranger is not asked about
     assert " ".join(played.columns) == "user_id step item_id rating reward expected satiation quits"
     assert (played["reward"] == reward_of(played["rating"])).all()

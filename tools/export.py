@@ -12,10 +12,7 @@ NOTES, AGENTS = PROJECT / "notes", PROJECT / "helpers" / "agents"
 
 
 def module_of(path: Path) -> str | None:
-    """Return the functions, classes and constants of a notebook's `lesson` cells as a module, or None without any.
-
-    Of the notebook's imports those stay that are used.
-    """
+    """Return what a notebook's `lesson` cells define, with the imports that it uses, as a module; None without any."""
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     kept = []
     for cell in cells:

@@ -1,89 +1,44 @@
 """Run the lessons in order: `python -m tools.run` is what `make run` calls."""
 
 import argparse
-import ast
-import atexit
-import contextlib
-import hashlib
 import json
 import os
-import re
 import resource
 import shlex
 import sys
-import tempfile
-import textwrap
 import time
-from base64 import b64decode, b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
 
 import nbformat
 import pandas as pd
-from jupyter_client.kernelspec import KernelSpecManager
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm import tqdm
 
 from helpers.datasets import fetch, fetch_model, read_items, read_links, read_ratings
 from helpers.files import DEFAULT_DATASET, PROJECT, DataError, data_dir, replacing, res_dir, shown, write_json
 from tools import export
 from tools.lessons import LESSONS, artefact, before
+from tools.notebooks import (
+    QUICK,
+    Client,
+    code_of,
+    execute,
+    explain,
+    fingerprint,
+    shortened,
+    without_sentences,
+    without_toys,
+)
 from tools.readme import replace_block
 
 NOTES = export.NOTES
 FRAME, SLATE = 10, 10  # ratings in a state, and items on a slate, in all lessons
 FEWEST_USERS = 10      # with fewer, a lens of lesson 10 has nobody to look at
 MOST_ITEMS = 100_000   # a step of 512 transitions then takes some 3 GB
-
-# what --quick puts in the place of parameters: the same code in a minute or two, for whoever tries whether it runs
-QUICK = {"SEEDS": "(0,)", "MAX_STEPS": "20", "MAX_PASSES": "3", "VALIDATE_EVERY": "10", "TRIAL_STEPS": "10",
-         "ABLATION_STEPS": "10", "FQE_STEPS": "10", "JUDGE_STEPS": "10", "ROUNDS": "2", "pretrain": "10"}
+LANES = 2              # lessons that run side by side, at most
 LARGE, OF_LARGE = 100e6, {"SEEDS": "(0,)"}  # bytes of raw files above which one seed is trained for three: ML-10M's
-
-
-def code_of(notebook: nbformat.NotebookNode) -> list[str]:
-    """Return the sources of a notebook's code cells."""
-    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def modules_of(sources: list[str], found: set[Path] | None = None) -> set[Path]:
-    """Return the files of helpers that sources import, directly or through each other."""
-    found = set() if found is None else found
-    nodes = []
-    for source in sources:
-        with contextlib.suppress(SyntaxError):  # a magic, or a slip: the kernel will say which cell
-            nodes += ast.walk(ast.parse(source))
-    for node in nodes:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "helpers":
-            place = PROJECT.joinpath(*node.module.split("."))
-            for path in (place.with_suffix(".py"), *(place / f"{alias.name}.py" for alias in node.names)):
-                if path.exists() and path not in found:
-                    found.add(path)
-                    modules_of([path.read_text(encoding="utf-8")], found)
-    return found
-
-
-def fingerprint(notebook: nbformat.NotebookNode, upstream: list[str], source: str, given: list[Path] = ()) -> str:
-    """Return a hash of all a lesson depends on; `given` are the files it reads that no lesson writes."""
-    code = code_of(notebook)
-    pins = (PROJECT / "requirements.txt").read_text(encoding="utf-8")
-    if any("cluster.connected" in cell for cell in code):  # Ray may come later, or WORKERS change
-        pins += f"{find_spec('ray') is not None} {os.environ.get('RECNN_WORKERS')} {os.environ.get('RAY_ADDRESS')}"
-    files = [*sorted(modules_of(code)), *(path for path in given if path.exists())]
-    if any("build_dir" in cell for cell in code):  # it fills a folder whose sources are in build/
-        files += sorted(path for path in (PROJECT / "build").iterdir() if path.is_file())
-    texts = [path.read_text(encoding="utf-8", errors="replace") for path in files]  # an editor's files too
-    return hashlib.sha256(json.dumps([code, texts, pins, upstream, source]).encode()).hexdigest()
-
-
-def source_of(raw: Path) -> str:
-    """Return a hash of the names, sizes and times of the raw files."""
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(raw.iterdir())]
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def state_of(paths: list[Path]) -> list | None:
@@ -91,107 +46,6 @@ def state_of(paths: list[Path]) -> list | None:
     if not all(path.exists() for path in paths):
         return None
     return [[shown(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
-
-
-def without_toys(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Return the notebook without what is trained on toys, which no data set can change."""
-    notebook.cells = [cell for cell in notebook.cells if "toy" not in cell.metadata.get("tags", [])]
-    return notebook
-
-
-def without_sentences(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Return the notebook without what it holds its text against: of other data than ML-100K the text says nothing."""
-    for cell in notebook.cells:
-        lines = cell.source.split("\n")
-        with contextlib.suppress(SyntaxError):
-            for node in ast.walk(ast.parse(cell.source if cell.cell_type == "code" else "")):
-                if (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
-                        and getattr(node.value.func, "id", "") in ("says", "text_says")):
-                    first, last = node.lineno - 1, node.end_lineno or node.lineno
-                    lines[first:last] = [" " * node.col_offset + "pass", *[""] * (last - first - 1)]
-            cell.source = "\n".join(lines)
-    return notebook
-
-
-def shortened(notebook: nbformat.NotebookNode, values: dict[str, str]) -> nbformat.NotebookNode:
-    """Return the notebook with these values in the place of its parameters."""
-    for cell in notebook.cells:
-        if "parameters" in cell.metadata.get("tags", []):
-            for name, value in values.items():
-                cell.source = re.sub(rf"^( *{name}(?:: \w+)?) = [^#\n]*", rf"\1 = {value}  ", cell.source, flags=re.M)
-    return notebook
-
-
-class Client(NotebookClient):
-    """A client that also says how far the kernel's own progress bars are, and which of its kind have a kernel."""
-
-    running: ClassVar[set["Client"]] = set()
-    on_step: Callable[[float, float], None]
-
-    def handle_comm_msg(self, outs, msg, cell_index):
-        super().handle_comm_msg(outs, msg, cell_index)
-        state = self.widget_state.get(msg["content"]["comm_id"], {})
-        if state.get("_model_name") == "FloatProgressModel" and state.get("max"):
-            self.on_step(state.get("value", 0), state["max"])
-
-
-def execute(notebook: nbformat.NotebookNode, on_cell: Callable[[], None], dataset: str = DEFAULT_DATASET,
-            on_step: Callable[[float, float], None] = lambda done, of: None, threads: int | None = None) -> None:
-    """Run every cell in a fresh kernel of this Python in notes/, and tidy the outputs.
-
-    Args:
-        on_cell: called after each code cell.
-        on_step: called with (steps done, of how many) as a cell's own progress bar moves.
-        threads: of the kernel, unless the environment says how many; None: as many as it takes.
-
-    CellExecutionError: a cell, or a figure that it draws, fails. DeadKernelError: the kernel dies; with its last words.
-    """
-    def executed(cell, cell_index, execute_reply):
-        on_cell()
-        for output in cell.outputs:
-            if output.output_type == "error":  # of a figure that is drawn after the cell
-                raise CellExecutionError("\n".join(output.traceback), output.ename, output.evalue)
-
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    client = Client(notebook, timeout=None, kernel_name="python3", coalesce_streams=True,
-                    on_cell_executed=executed, resources={"metadata": {"path": str(NOTES)}}, record_timing=False)
-    client.on_step = on_step
-    client.create_kernel_manager()
-    client.km.kernel_spec_manager = KernelSpecManager(kernel_dirs=[])  # no python3 of another Python in JUPYTER_PATH
-    with tempfile.TemporaryFile("w+") as words:
-        try:
-            few = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads)) if threads else {}
-            Client.running.add(client)
-            client.execute(env={**few, **os.environ, "RECNN_DATASET": dataset}, stderr=words)
-        except (DeadKernelError, RuntimeError) as error:
-            if isinstance(error, CellExecutionError):
-                raise
-            atexit.unregister(client._cleanup_kernel)  # or it fails once more, when Python ends
-            words.seek(0)
-            raise DeadKernelError(f"{error}. Its last words: {words.read().strip()[-2000:] or 'none'}") from error
-        finally:
-            Client.running.discard(client)
-    from helpers.plots import few_colours  # with seaborn behind it: a run that finds all up to date does without
-    notebook.metadata.pop("widgets", None)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":  # a progress bar is for the one who waits, not for the one who reads
-            cell.outputs = [output for output in cell.outputs
-                            if "application/vnd.jupyter.widget-view+json" not in output.get("data", {})]
-            for data in (output.data for output in cell.outputs if "image/png" in output.get("data", {})):
-                data["image/png"] = b64encode(few_colours(b64decode(data["image/png"]))).decode()
-
-
-def explain(name: str, notebook: nbformat.NotebookNode, error: Exception) -> str:
-    """Say which notebook and cell failed, show the cell, and give the error."""
-    done = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.get("execution_count")]
-    reason = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
-    reason = re.sub(r"\x1b\[[0-9;]*m", "", reason)
-    if not done:
-        return f"\nnotes/{name}.ipynb did not start: {reason}\n"
-    source = textwrap.indent(done[-1].source, "    ")
-    return f"\nnotes/{name}.ipynb stopped in code cell [{len(done)}]:\n\n{source}\n\n{reason}\n"
 
 
 def look_over(raw: Path) -> list[str]:
@@ -220,13 +74,8 @@ def look_over(raw: Path) -> list[str]:
 
 
 def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: bool = False,
-        quick: bool = False, chain: bool = False, lanes: int = 2) -> int:
-    """Run what is not up to date, show one progress bar and a closing table; return the exit code.
-
-    Args:
-        chain: run also what the chosen lessons read from, directly or through others.
-        lanes: so many lessons that do not read from each other run side by side, each with its share of the processor.
-    """
+        quick: bool = False, chain: bool = False) -> int:
+    """Run what is not up to date, with `chain` what that reads from too; show progress; return the exit code."""
     number = {name: name.partition("_")[0] for name in LESSONS}
     if unknown := [each for each in only if each not in {*number, *number.values()}]:
         raise DataError(f"there is no lesson {', '.join(unknown)}; there are {', '.join(number.values())}")
@@ -242,17 +91,17 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
         dataset = str(Path(dataset).expanduser().resolve())
     export.write()
     raw = fetch(dataset)
-    home, source = data_dir(dataset), source_of(raw)
+    home, source = data_dir(dataset), state_of(sorted(filter(Path.is_file, raw.iterdir())))
     record_path = home / "run.json"
     record = json.loads(record_path.read_text(encoding="utf-8")) if record_path.exists() else {}
     lessons = {name: nbformat.read(NOTES / f"{name}.ipynb", as_version=4) for name in LESSONS}
     large = sum(path.stat().st_size for path in raw.iterdir()) > LARGE
-    if quick or large:
-        lessons = {name: shortened(lesson, QUICK if quick else OF_LARGE) for name, lesson in lessons.items()}
-    if quick:
-        lessons = {name: without_toys(lesson) for name, lesson in lessons.items()}
-    if dataset != DEFAULT_DATASET:
-        lessons = {name: without_sentences(lesson) for name, lesson in lessons.items()}
+    for lesson in lessons.values():
+        shortened(lesson, QUICK if quick else OF_LARGE if large else {})
+        if quick:
+            without_toys(lesson)
+        if dataset != DEFAULT_DATASET:
+            without_sentences(lesson)
     outputs = {name: [artefact(dataset, path) for path in lesson.writes] for name, lesson in LESSONS.items()}
     written = {path for lesson in LESSONS.values() for path in lesson.writes}
     prints: dict[str, str] = {}
@@ -282,7 +131,7 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
         bar.set_postfix_str(f"step {done:.0f} of {of:.0f}", refresh=sys.stderr.isatty())
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    lanes = min(lanes, cores) if not large else 1  # two lessons of a large data set want twice the memory
+    lanes = min(LANES, cores) if not large else 1  # two lessons of a large data set want twice the memory
 
     def finish(name: str) -> None:
         share = minutes[name] / len(code_of(lessons[name]))
@@ -292,15 +141,14 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
             bar.update(min(share, bar.total - bar.n))
 
         started = time.monotonic()
-        execute(lessons[name], on_cell, dataset, on_step, max(1, cores // lanes) if lanes > 1 else None)
+        execute(lessons[name], on_cell, NOTES, dataset, on_step, max(1, cores // lanes) if lanes > 1 else None)
         place = NOTES if in_place else home / "notes"
         with replacing(place / f"{name}.ipynb") as beside:
             nbformat.write(lessons[name], beside)
         record[name] = {"fingerprint": prints[name], "outputs": state_of(outputs[name]),
                         "seconds": round(time.monotonic() - started, 1), "peak_gb": peak_gb()}
 
-    waiting, failed, began = list(stale), "", time.monotonic()
-    running: dict[Future, str] = {}
+    waiting, failed, began, running = list(stale), "", time.monotonic(), dict[Future, str]()
     with ThreadPoolExecutor(lanes) as pool:  # each lesson is a process; a thread waits for it
         try:
             while (waiting or running) and not failed:
@@ -314,7 +162,7 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
                     lacking = [shown(path) for path in outputs[name] if not path.exists()]
                     if getattr(error, "ename", "") == "KeyboardInterrupt":
                         raise KeyboardInterrupt
-                    if isinstance(error, (CellExecutionError, CellTimeoutError, DeadKernelError)):
+                    if isinstance(error, CellExecutionError | DeadKernelError):
                         failed = explain(name, lessons[name], error)
                     elif error is not None:
                         raise error
@@ -331,11 +179,10 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
         finally:
             for client in [*Client.running]:  # of the other lane
                 client.km.provisioner.process.kill()
+    bar.close()
     if failed:
-        bar.close()
         print(failed, file=sys.stderr)
         return 1
-    bar.close()
     if in_place and not (numbers := held_out_numbers(res_dir(dataset))).empty:
         replace_block("results", results_table(numbers))
     record = {name: record[name] for name in LESSONS if name in record}  # not as they ended
@@ -399,7 +246,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one seed and few steps, to see that all runs")
     parser.add_argument("--copies", type=Path, help="run nothing: write shortened copies of the lessons there")
     parser.add_argument("--chain", action="store_true", help="and the lessons that these read from")
-    parser.add_argument("--lanes", type=int, default=2, help="lessons that run side by side, at most")
     parser.add_argument("--force", action="store_true", help="run even what is up to date")
     options = parser.parse_args(arguments)
     if options.copies:
@@ -414,7 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["RECNN_WORKERS"] = options.workers
     try:
         return run(options.dataset or DEFAULT_DATASET, options.only, options.in_place, options.force, options.quick,
-                   options.chain, options.lanes)
+                   options.chain)
     except (DataError, OSError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

@@ -15,7 +15,7 @@ import torch
 from helpers import datasets
 from helpers.extra import foresight
 from helpers.files import DataError, shown
-from helpers.tables import checked
+from helpers.tables import checked, refuse
 
 PERSISTENCE = 0.7  # of the log's own measure of satisfaction; the world's is Habits.decay, which a log does not tell
 
@@ -78,10 +78,7 @@ def softmax_of(score: np.ndarray, temperature: float, seen: np.ndarray, share: f
 
 
 def check_support(target: np.ndarray, behaviour: np.ndarray) -> None:
-    """Raise DataError unless every film that a target policy can show can be shown by the behaviour policy.
-
-    target, behaviour: (U, n), of the same films.
-    """
+    """Raise DataError unless the behaviour policy (U, n) can show every film that a target policy (U, n) can show."""
     if target.shape != behaviour.shape:
         raise DataError(f"a target policy of shape {target.shape} beside a behaviour policy of shape "
                         f"{behaviour.shape}: both must be over the same people and films")
@@ -164,20 +161,13 @@ def read_open_bandit(folder: Path) -> pd.DataFrame:
 
     DataError: no such file, a column is missing, a propensity outside (0, 1] or a click that is neither 0 nor 1.
     """
-    path = next((path for path in sorted(Path(folder).glob("*.csv")) if path.name != "item_context.csv"), None)
+    path = datasets.find(folder, "[!i]*.csv")  # beside item_context.csv
     if path is None:
         raise DataError(f"{shown(folder)} holds no log of the Open Bandit data: delete the folder and run this again")
-    table = checked(datasets.read_table(path, ",", dtype=None), path.name, "item_id")
-    missing = {"timestamp", "item_id", "position", "click", "propensity_score"} - set(table)
-    if missing:
-        raise DataError(f"{path.name} has no column {', '.join(sorted(missing))}: it is no log of the Open Bandit data")
+    table = checked(datasets.read_table(path, ",", dtype=None), path.name, "timestamp", "item_id", "position", "click",
+                    "propensity_score")
+    refuse(~table["propensity_score"].between(0, 1, inclusive="right"), table["propensity_score"], "is outside (0, 1]: "
+           "what was shown had a chance above 0, so mend such rows or leave them out")
+    refuse(~table["click"].isin([0, 1]), table["click"], "is neither 0 nor 1")
     log = table.sort_values("timestamp", kind="stable").rename(columns={"propensity_score": "propensity"})
-    log = log[["item_id", "position", "click", "propensity"]].reset_index(drop=True)
-    bad = ~log["propensity"].between(0, 1, inclusive="right")
-    if bad.any():
-        raise DataError(f"{path.name}: {bad.sum()} rows have a propensity outside (0, 1], the first "
-                        f"{log['propensity'][bad].iloc[0]}: what was shown had a chance above 0, so mend these rows or "
-                        f"leave them out")
-    if not log["click"].isin([0, 1]).all():
-        raise DataError(f"{path.name}: column click holds other values than 0 and 1")
-    return log
+    return log[["item_id", "position", "click", "propensity"]].reset_index(drop=True)

@@ -12,7 +12,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from helpers.datasets import find, read_links
 from helpers.extra import tmdb
@@ -28,10 +30,7 @@ FREEBASE_NAMES = {
 
 
 def read_facts(folder: Path) -> tuple[pd.DataFrame, dict[int, str]]:
-    """Read the knowledge graph of a raw folder: (triples `head, relation, tail`, {item_id: entity}).
-
-    Both are empty where the folder has no `.kg` and `.link`.
-    """
+    """Read (triples `head, relation, tail`, {item_id: entity}) of a raw folder: empty without its `.kg` and `.link`."""
     path, links = find(folder, "*.kg"), read_links(folder)
     if path is None or "entity_id" not in links:
         return pd.DataFrame(columns=["head", "relation", "tail"], dtype=str), {}
@@ -74,19 +73,12 @@ def add_freebase(infos: dict[int, dict], facts: pd.DataFrame, entity_of: dict[in
 
 
 def collections(facts: pd.DataFrame) -> dict[str, str]:
-    """Return {entity: collection} where sequels and prequels are tied together (union–find)."""
-    parent: dict[str, str] = {}
-
-    def root(entity: str) -> str:
-        while parent.setdefault(entity, entity) != entity:
-            entity = parent[entity]
-        return entity
-
+    """Return {entity: collection} where sequels and prequels are tied together, named by the first of its ids."""
     tied = facts[facts["relation"].isin(["film.film.sequel", "film.film.prequel"])]
-    for head, tail in tied[["head", "tail"]].itertuples(index=False):
-        first, second = sorted((root(head), root(tail)))
-        parent[second] = first
-    return {entity: root(entity) for entity in parent}
+    places, entities = pd.factorize(tied[["head", "tail"]].to_numpy().ravel(), sort=True)
+    ties = sparse.coo_array((np.ones(len(tied)), (places[::2], places[1::2])), shape=(len(entities), len(entities)))
+    _, tie = sparse.csgraph.connected_components(ties, directed=False)
+    return dict(zip(entities, pd.Series(entities).groupby(tie).transform("first"), strict=True))
 
 
 async def add_linked(infos: dict[int, dict], links: pd.DataFrame, journal: Path, *imdb: Path,
@@ -95,13 +87,8 @@ async def add_linked(infos: dict[int, dict], links: pd.DataFrame, journal: Path,
 
     Return, and print, how many films are known from "TMDB", from "IMDb", from "neither", or have "failed" at TMDB:
     these get IMDb's facts for now, and are asked for again at the next start. Without `TMDB_API_KEY` in the
-    environment only the answers in the journal are used.
-
-    Args:
-        links: as `datasets.read_links` returns them; DataError if one is not a number.
-        journal: where TMDB's answers are kept, for instance data/<dataset>/tmdb.jsonl.
-        imdb: the dumps of IMDb, or the folder that holds them, as `read_imdb` takes them.
-        options: of `tmdb.fetch`, such as `rate`.
+    environment only the answers in the journal are used. `links` are those of `datasets.read_links` (DataError if one
+    is not a number), `journal` keeps TMDB's answers, `imdb` is as for `read_imdb`, `options` are of `tmdb.fetch`.
     """
     tmdb_id, imdb_id = (linked_ids(links, column, infos) for column in ("tmdbId", "imdbId"))
     if os.environ.get(tmdb.KEY) or not tmdb_id:
@@ -144,11 +131,10 @@ def add_facts(info: dict, facts: dict) -> None:
 
 
 def from_tmdb(record: dict) -> dict:
-    """Return a record of TMDB in the words of SCHEMA; whatever is missing, blank or of another type is unknown.
+    """Return a record of TMDB, or a row of a table, in the words of SCHEMA; None: missing, blank or of another type.
 
-    It may be a row of a table too, as `pd.read_csv` gives it. Money is in US dollars, unknown below 1,000; `runtime` in
-    minutes; `revenue_d` is revenue − budget. An average of no votes is unknown. Languages are ISO 639-1, countries
-    ISO 3166-1 codes.
+    Money is in US dollars, unknown below 1,000; `runtime` in minutes; `revenue_d` is revenue − budget. An average of
+    no votes is unknown. Languages are ISO 639-1, countries ISO 3166-1 codes.
     """
     year, month = _date(record.get("release_date"))
     overview, collection = _text(record.get("overview")), record.get("belongs_to_collection")
@@ -216,13 +202,10 @@ def _date(value: Any) -> tuple[int | None, int | None]:
 
 
 def read_imdb(imdb_ids: Iterable[int], *paths: Path) -> dict[int, dict]:
-    """Read {imdb_id: facts} of some films from IMDb's dumps, row by row: the schema's title, release_year, runtime, ….
+    """Read {imdb_id: facts} of some films (114709 is tt0114709) from IMDb's dumps, in the words of SCHEMA.
 
+    `paths` are `title.basics.tsv.gz` and, if at hand, `title.ratings.tsv.gz` (or both unpacked), or their folder.
     Source: https://developer.imdb.com/non-commercial-datasets/. DataError: no such file, a missing column, or damage.
-
-    Args:
-        imdb_ids: numbers of films without "tt": 114709 is tt0114709.
-        paths: `title.basics.tsv.gz` and, if at hand, `title.ratings.tsv.gz` (or both unpacked), or their folder.
     """
     files = [file for path in map(Path, paths) for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     basics, ratings = (next((file for file in files if file.name.removesuffix(".gz") == name), None)

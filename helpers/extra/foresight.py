@@ -11,7 +11,6 @@ What it cannot say: how impatient people are. `observed_habits` says what a log 
 from collections.abc import Callable
 from typing import NamedTuple
 
-import gymnasium
 import numpy as np
 import pandas as pd
 import torch
@@ -22,9 +21,9 @@ from torch import Tensor
 
 from helpers.extra import simulator
 from helpers.files import DataError
-from helpers.frames import flatten, rows_of
+from helpers.frames import flatten
 from helpers.recommenders import fit_ease
-from helpers.tables import in_order
+from helpers.tables import in_order, rows_of
 
 TOP = 100  # a user's most appealing films, whose chance of being taken is `level` on the whole
 
@@ -69,14 +68,13 @@ def rated_by(ratings: pd.DataFrame, user_ids: np.ndarray, item_ids: np.ndarray) 
     return table
 
 
-def fit_choice(ratings: pd.DataFrame, item_ids: np.ndarray, ridge: float = 400.0, known: int | None = None,
-               seed: int = 0) -> Choice:
+def fit_choice(ratings: pd.DataFrame, item_ids: np.ndarray, ridge: float = 400.0, known: int | None = None) -> Choice:
     """Fit what people take: EASE on nine tenths of the ratings, what it counts beside popularity on the last tenth.
 
     With `known` that is asked of a log's first `known` ratings, for whom no more is known of, and of all later ones.
     """
     ratings = in_order(ratings)
-    held_out = np.random.default_rng(seed).random(len(ratings)) < 0.1
+    held_out = np.random.default_rng(0).random(len(ratings)) < 0.1
     rest, user_ids = ratings[~held_out], np.unique(ratings["user_id"])
     if known is not None:
         held_out = (ratings.groupby("user_id").cumcount() >= known).to_numpy()
@@ -122,26 +120,24 @@ def fit_world(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.ndarra
               level: float = 0.7) -> World:
     """Fit a world to ratings of users whom no agent sees; only those with more than `frame_size` take part.
 
-    Args:
-        item_ids: (n,) what may be shown; ratings of other items are left out. similarity: (n, d) content vectors.
-        level: chance that a film is taken, over each user's TOP most appealing ones. No log says it, for none says
-            what was shown and passed over; it sets how much is taken, not what.
+    `item_ids` (n,) may be shown, and ratings of others are left out; `similarity` (n, d) are content vectors. `level`,
+    the chance that a film is taken, over each user's TOP most appealing ones, sets how much is taken, not what: no log
+    says it, for none says what was passed over.
     """
     ratings = ratings[ratings["item_id"].isin(item_ids)].drop_duplicates(["user_id", "item_id"])
     ratings = ratings[ratings.groupby("user_id")["item_id"].transform("size") > frame_size]
     rating_model = simulator.fit_world(ratings, item_ids, similarity)
-    user_idx, first_rows, first_stars, _ = rating_model.begin(frame_size)
+    user_idx, first_rows, first_stars = rating_model.begin(frame_size)
     choice, seen = fit_choice(ratings, item_ids), rated_by(ratings, rating_model.user_ids, item_ids) > 0
     appeal = choice(seen.float())
     first = torch.as_tensor(first_rows)
     top = appeal.scatter(1, first, float("-inf")).topk(min(TOP, appeal.shape[1] - frame_size)).values
     appeal = appeal + float(np.log(level / (1 - level))) - top.mean(dim=1, keepdim=True)
-    own_mean = torch.tensor(rating_model.user_mean, dtype=torch.float32)
-    expected = torch.as_tensor(rating_model.expected(user_idx[:, None], np.arange(len(item_ids))), dtype=torch.float32)
-    vectors = torch.as_tensor(rating_model.similarity, dtype=torch.float32)
+    expected, own_mean, vectors, first_stars, stars = (torch.tensor(part, dtype=torch.float32) for part in (
+        rating_model.expected(user_idx[:, None], np.arange(len(item_ids))), rating_model.user_mean,
+        rating_model.similarity, first_stars, rating_model.stars))
     return World(rating_model.user_ids, np.asarray(item_ids), appeal, expected - own_mean[:, None], own_mean,
-                 (vectors @ vectors.T).clamp(min=0), first, torch.as_tensor(first_stars, dtype=torch.float32),
-                 torch.as_tensor(rating_model.stars, dtype=torch.float32), rating_model.noise, choice.auc,
+                 (vectors @ vectors.T).clamp(min=0), first, first_stars, stars, rating_model.noise, choice.auc,
                  rating_model.rmse)
 
 
@@ -178,9 +174,8 @@ class Visits:
         tiredness + noise, to the nearest of the stars. Satisfaction becomes ρ·satisfaction + (1 − ρ)·(rating − own
         mean); of what is passed over nothing follows. Then the person leaves, or not (`Habits.leaving`).
 
-        Returns:
-            item (B,), the one taken or else the first of the slate; taken (B,) bool; stars (B,), 0 where none was;
-            left (B,) bool. Who had left before takes nothing.
+        Return item (B,), the one taken or else the first of the slate; taken (B,) bool; stars (B,), 0 where none was;
+        left (B,) bool. Who had left before takes nothing.
         """
         world, habits, rows = self.world, self.habits, torch.arange(len(self.user))
         slate = slate[:, None] if slate.ndim == 1 else slate
@@ -236,23 +231,20 @@ def myopic(visits: Visits) -> Tensor:
     return visits.world.appeal[visits.user]
 
 
-def planner(world: World, habits: Habits, trust: float = 0.6, bins: int = 16, depth: int = 20,
-            sweeps: int = 200) -> Policy:
+def planner(world: World, habits: Habits, trust: float = 0.6) -> Policy:
     """Return a policy that knows the world and looks ahead: p · (1 + trust · what being taken adds to the future).
 
     The future C(s) is what a session is still worth at satisfaction s, the chance of leaving counted, by value
-    iteration for each user on a grid of s. There a step offers a menu of `bins` films: of each `bins`-th of the
-    catalogue by liking, the mean of the `depth` most likely taken. That nothing is shown twice and that people tire is
-    left out of C, so this is a lower bound on what foresight can reach; `trust` makes up for some of it.
+    iteration for each user on a grid of s. There a step offers a menu of 16 films: of each sixteenth of the catalogue
+    by liking, the mean of the 20 most likely taken. That nothing is shown twice and that people tire is left out of C,
+    so this is a lower bound on what foresight can reach; `trust` makes up for some of it.
     """
     grid = torch.linspace(-2.5, 2.5, 51)
     p, leaving = world.appeal.sigmoid(), habits.leaving(grid)
     liking, order = world.liking.sort(dim=1)
-    bins = min(bins, liking.shape[1])
-    parts = p.gather(1, order).tensor_split(bins, dim=1), liking.tensor_split(bins, dim=1)
-    menu = []
-    for chance, stars in zip(*parts, strict=True):
-        chance, place = chance.topk(min(depth, chance.shape[1]))
+    bins, menu = min(16, liking.shape[1]), []
+    for chance, stars in zip(*(part.tensor_split(bins, dim=1) for part in (p.gather(1, order), liking)), strict=True):
+        chance, place = chance.topk(min(20, chance.shape[1]))
         menu.append((chance.mean(dim=1), stars.gather(1, place).mean(dim=1)))
     chance, stars = (torch.stack(part, dim=1)[:, None] for part in zip(*menu, strict=True))  # (U, 1, bins) each
 
@@ -266,7 +258,7 @@ def planner(world: World, habits: Habits, trust: float = 0.6, bins: int = 16, de
     scatter = [(world.noise * 3 ** 0.5 * z, weight) for z, weight in ((-1, 1 / 6), (0, 2 / 3), (1, 1 / 6))]
     after = [(habits.decay * grid[:, None] + (1 - habits.decay) * (stars + e), weight) for e, weight in scatter]
     future = torch.zeros(len(p), len(grid))
-    for _ in range(sweeps):
+    for _ in range(200):
         taken = sum(weight * at(future, s) for s, weight in after)
         value = (chance * (1 + taken) + (1 - chance) * future[:, :, None]).amax(dim=2)
         future = (1 - leaving) * value
@@ -279,56 +271,13 @@ def planner(world: World, habits: Habits, trust: float = 0.6, bins: int = 16, de
     return policy
 
 
-class Guests(gymnasium.Env):
-    """One simulated person after another, for any agent that speaks Gymnasium: "recnn/Guests-v0".
-
-    Action: Discrete(n), a row of the item matrix. Observation: Box (F·(E+1),) float32, the state of `Transition`.
-    Reward: 1 if the film is taken, else 0. Terminated: the person left. Truncated: no step is left. A film that was
-    shown before is refused: it earns −1, and nothing follows but that a step is gone. `reset(seed=…)` with the same
-    seed is the same person with the same random numbers; options={"user": row} chooses the person.
-    """
-
-    def __init__(self, world: World, item_matrix: np.ndarray, habits: Habits = HABITS, length: int = 100):
-        self.world, self.habits, self.length = world, habits, length
-        self.items = torch.as_tensor(item_matrix, dtype=torch.float32)
-        if len(self.items) != len(world.item_ids):
-            raise DataError(f"an item matrix of {len(self.items)} rows for {len(world.item_ids)} films of the world")
-        self.observation_space, self.action_space = simulator.spaces_of(self.items, world.first.shape[1], world.stars)
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        super().reset(seed=seed)
-        user = (options or {}).get("user", self.np_random.integers(len(self.world.user_ids)))
-        self.visits = Visits(self.world, self.habits, torch.tensor([int(user)]), int(self.np_random.integers(1 << 31)),
-                             self.length)
-        return self.visits.states(self.items)[0].numpy(), {"user_id": self.world.user_ids[int(user)].item()}
-
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        refused, reward, left, info = bool(self.visits.shown[0, int(action)]), -1.0, False, {"stars": 0.0}
-        if refused:
-            self.visits.steps += 1
-        else:
-            _, taken, stars, gone = self.visits.step(torch.tensor([int(action)]))
-            reward, left, info = float(taken), bool(gone), {"stars": float(stars)}
-        cut = not left and self.visits.steps >= self.visits.length
-        info |= {"refused": refused, "satisfaction": float(self.visits.satisfaction)}
-        return self.visits.states(self.items)[0].numpy(), reward, left, cut, info
-
-    def action_masks(self) -> np.ndarray:
-        """Return (n,) bool: the films not shown yet, as sb3-contrib's MaskablePPO asks for them."""
-        return ~self.visits.shown[0].numpy()
-
-
-gymnasium.register("recnn/Guests-v0", entry_point=Guests)
-
-
-def observed_habits(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.ndarray, decay: float = 0.8,
-                    pause: float = 3600.0, n: int = 200) -> pd.DataFrame:
-    """Return what a log with times says of `Habits`: estimate and 95 % interval over users, by observation alone.
+def observed_habits(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.ndarray, n: int = 200) -> pd.DataFrame:
+    """Return what a log with times says of `Habits`: estimate and 95 % interval over users (n draws), by observation.
 
     "impatience, of a session's end" and "…, of never coming back" are minus the slopes of the log-odds that the next
-    rating comes after `pause` seconds or more, or never, on satisfaction as `Visits` has it: ratings minus the user's
-    own mean, weighed by age. "satiation" is minus the slope of a rating, minus its user's and film's means, on the
-    cosine with the film before. Nobody chose at random what these people saw, so none of these is an effect.
+    rating comes after an hour or more, or never, on satisfaction as `Visits` has it: ratings minus the user's own mean,
+    weighed by age. "satiation" is minus the slope of a rating, minus its user's and film's means, on the cosine with
+    the film before. Nobody chose at random what these people saw, so none of these is an effect.
     """
     log = in_order(ratings)
     log = log[log.groupby("user_id")["item_id"].transform("size") >= 20].reset_index(drop=True)
@@ -337,12 +286,11 @@ def observed_habits(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.
     user = pd.factorize(log["user_id"])[0]
     mean = log.groupby(user)["rating"].transform("mean")
     deviation = (log["rating"] - mean).astype(np.float64)
-    average = deviation.groupby(user).ewm(alpha=1 - decay, adjust=False).mean().to_numpy()  # begins at the first, not 0
-    age = log.groupby(user).cumcount().to_numpy() + 1
-    satisfaction = average - deviation.groupby(user).transform("first").to_numpy() * decay ** age
-    seconds = log["timestamp"].to_numpy(np.float64)
+    of_user, age = deviation.groupby(user), log.groupby(user).cumcount().to_numpy() + 1
+    average = of_user.ewm(alpha=1 - HABITS.decay, adjust=False).mean().to_numpy()  # begins at the first, not 0
+    satisfaction = average - of_user.transform("first").to_numpy() * HABITS.decay ** age
     same = np.r_[user[1:] == user[:-1], False]
-    ends = ~same | (np.r_[np.diff(seconds), 0] >= pause)
+    ends = ~same | (np.r_[np.diff(log["timestamp"]), 0] >= 3600)
     vectors = normalize(np.asarray(similarity, np.float64))
     row = rows_of(log["item_id"], item_ids)
     cosine = np.r_[0.0, np.einsum("nd,nd->n", vectors[row[1:]], vectors[row[:-1]])]
@@ -353,10 +301,8 @@ def observed_habits(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.
              "satiation": (cosine, surprise, after)}
     draws, rows = np.random.default_rng(0).multinomial(user[-1] + 1, np.full(user[-1] + 1, 1 / (user[-1] + 1)), n), []
     for name, (x, y, of) in asked.items():
-        fits = []
-        for weight in (np.ones(user[-1] + 1), *draws):
-            x_of, y_of, w = x[of], y[of].astype(np.float64), weight[user[of]]
-            fits.append(-_slope(x_of, y_of, w, logistic=name != "satiation"))
+        fits = [-_slope(x[of], y[of].astype(np.float64), weight[user[of]], logistic=name != "satiation")
+                for weight in (np.ones(user[-1] + 1), *draws)]
         low, high = np.quantile(fits[1:], [0.025, 0.975])
         rows.append({"habit": name, "estimate": fits[0], "low": low, "high": high, "cases": int(of.sum())})
     return pd.DataFrame(rows)

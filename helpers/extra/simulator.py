@@ -11,7 +11,6 @@ vary `Habits` before you believe a ranking, and do not take its sums for those o
 these users' ratings, or in the simulator, was trained on its test.
 """
 
-
 from itertools import product
 from typing import NamedTuple
 
@@ -26,9 +25,9 @@ from torch import Tensor
 
 from helpers.evaluation import Recommender
 from helpers.files import DataError
-from helpers.frames import Frames, check_rows, flatten, reward_of, rows_of
+from helpers.frames import Frames, flatten, reward_of
 from helpers.recommenders import latest_ratings
-from helpers.tables import in_order
+from helpers.tables import check_rows, in_order, rows_of
 
 # Mode → steps at most, unless told otherwise. "free": films may repeat, users may quit. "no-repeat": no film twice,
 # nor one of the user's first frame. "fixed-length": no repeats, and nobody quits. Source: EasyRL4Rec (Yu et al. 2024,
@@ -58,7 +57,7 @@ class World(NamedTuple):
     item_ids: np.ndarray    # (n_items,)
     similarity: np.ndarray  # (n_items, d), rows of length 1 or 0
     user_ids: np.ndarray    # (U,), ascending
-    log: pd.DataFrame       # user_idx, item_idx, rating, timestamp, by user and time
+    log: pd.DataFrame       # user_idx, item_idx, rating, by user and time
     log_start: np.ndarray   # (U,) the row of the log at which a user's begins
     log_length: np.ndarray  # (U,)
     user_mean: np.ndarray   # (U,) each user's mean rating
@@ -76,7 +75,7 @@ class World(NamedTuple):
         return plain.clip(self.stars[0], self.stars[-1])
 
     def begin(self, frame_size: int, user_ids: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
-        """Return user_idx (U,), and item_idx, rating, timestamp (U, F) of users' first F ratings; by default of all."""
+        """Return user_idx (U,), and item_idx and rating (U, F) of users' first F ratings; by default of all."""
         long = self.user_ids[self.log_length > frame_size]
         user_ids = long if user_ids is None else np.unique(user_ids)
         unfit = np.setdiff1d(user_ids, long)
@@ -85,7 +84,7 @@ class World(NamedTuple):
                             f"{f', user {unfit[0]} not' if len(unfit) else ''}: use other users, or a smaller frame")
         user_idx = np.searchsorted(self.user_ids, user_ids)
         rows = self.log_start[user_idx][:, None] + np.arange(frame_size)
-        return user_idx, *(self.log[name].to_numpy()[rows] for name in ("item_idx", "rating", "timestamp"))
+        return user_idx, *(self.log[name].to_numpy()[rows] for name in ("item_idx", "rating"))
 
 
 def _half(rows, columns, rating, other, n: int, ridge: float) -> np.ndarray:
@@ -126,7 +125,7 @@ def fit_world(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.ndarra
     user_ids, start, user_idx, length = np.unique(ratings["user_id"], return_index=True, return_inverse=True,
                                                   return_counts=True)
     log = pd.DataFrame({"user_idx": user_idx, "item_idx": rows_of(ratings["item_id"], item_ids).astype(np.int64),
-                        "rating": ratings["rating"].to_numpy(), "timestamp": ratings["timestamp"].to_numpy()})
+                        "rating": ratings["rating"].to_numpy()})
     shape, stars = (len(user_ids), len(item_ids)), np.unique(log["rating"])
     order = np.random.default_rng(seed).permutation(len(log))
     held_out, rest = log.iloc[order[:len(log) // 10]], log.iloc[order[len(log) // 10:]]
@@ -151,19 +150,18 @@ def satiation_of(cosine: np.ndarray, habits: Habits) -> np.ndarray:
 
 
 def expected_stars(world: World, oracle: bool = False, habits: Habits | None = None) -> Recommender:
-    """Return a recommender by a world's rating model, in stars.
+    """Return a recommender by a world's rating model, in stars, greedy: what will be rated best now, whatever follows.
 
-    Users get their biases and factors from their history: a biased matrix factorisation with fold-in. The `oracle`, who
-    is asked about the world's own users alone, has the true ones; with `habits` satiation is known too. It is greedy:
-    it shows what will be rated best now, whatever follows.
+    Users get their biases and factors from their history, folded in. The `oracle`, who is asked about the world's own
+    users alone, has the true ones; with `habits` satiation is known too.
     """
     def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
         if oracle:
             stars = world.expected(np.searchsorted(world.user_ids, user_ids)[:, None], np.arange(len(world.items)))
         else:
-            user, row = (one.cpu() for one in latest_ratings(history, user_ids))
-            mean, rated = world.log["rating"].mean(), history.item_idx.cpu()[row].numpy()
-            own = _half(user.numpy(), rated, history.rating.cpu()[row].numpy() - mean, world.items[:, 1:],
+            user, row = latest_ratings(history, user_ids)
+            mean, rated = world.log["rating"].mean(), history.item_idx[row].cpu().numpy()
+            own = _half(user.cpu().numpy(), rated, history.rating[row].cpu().numpy() - mean, world.items[:, 1:],
                         len(user_ids), world.ridge)
             stars = mean + own[:, :1] + world.items[:, 1] + own[:, 1:] @ world.items[:, 2:].T
         if habits:
@@ -184,8 +182,7 @@ def respond(world: World, habits: Habits, mode: str, user_idx: np.ndarray, log: 
     `leave` + `impatience` · max(0, own mean − satisfaction). Of `uniforms` (B, 2), in [0, 1), the first is the quantile
     of the noise, the second what that chance must exceed.
 
-    Returns:
-        ({"rating", "expected", "satiation" in stars, "quits" bool: (B,) each}, satisfaction (B,)).
+    Return ({"rating", "expected", "satiation" in stars, "quits" bool: (B,) each}, satisfaction (B,)).
     """
     recent = log[:, max(log.shape[1] - habits.memory, 0):]
     cosine = np.einsum("bmd,bd->bm", world.similarity[recent], world.similarity[item_idx])
@@ -222,13 +219,6 @@ def _steps(world: World, matrix: np.ndarray, frame_size: int, mode: str, length:
     return length
 
 
-def spaces_of(items: Tensor, frame_size: int, stars: np.ndarray | Tensor) -> tuple[gymnasium.Space, gymnasium.Space]:
-    """Return the spaces of states and of actions: items (n, E), and the ratings there are, ascending."""
-    low, high = (np.repeat(np.float32(ends), [frame_size * items.shape[1], frame_size])
-                 for ends in ((items.min(), stars[0]), (items.max(), stars[-1])))
-    return gymnasium.spaces.Box(low, high, dtype=np.float32), gymnasium.spaces.Discrete(len(items))
-
-
 class Users(gymnasium.Env):
     """One simulated user after another, for any agent that speaks Gymnasium: "recnn/Users-v0"; arguments as in `play`.
 
@@ -246,12 +236,15 @@ class Users(gymnasium.Env):
         self.world, self.frame_size, self.mode, self.habits = world, frame_size, mode, habits
         self.who = world.user_ids[world.begin(frame_size)[0]]
         self.items = torch.as_tensor(item_matrix, dtype=torch.float32)
-        self.observation_space, self.action_space = spaces_of(self.items, frame_size, world.stars)
+        low, high = (np.repeat(np.float32(ends), [frame_size * self.items.shape[1], frame_size])
+                     for ends in ((self.items.min(), world.stars[0]), (self.items.max(), world.stars[-1])))
+        self.observation_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
+        self.action_space = gymnasium.spaces.Discrete(len(self.items))
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
         self.user_id = int((options or {}).get("user", self.np_random.choice(self.who)))
-        self.user_idx, self.log, self.rating, _ = self.world.begin(self.frame_size, np.array([self.user_id]))
+        self.user_idx, self.log, self.rating = self.world.begin(self.frame_size, np.array([self.user_id]))
         self.satisfaction, self.n_steps = self.world.user_mean[self.user_idx], 0
         seed = self.np_random.integers(1 << 31) if seed is None else seed
         self.uniforms = _uniforms(seed, self.user_idx, self.length)[0]
@@ -286,33 +279,31 @@ gymnasium.register("recnn/Users-v0", entry_point="helpers.extra.simulator:Users"
 
 
 def play(world: World, recommend: Recommender, matrix: np.ndarray, frame_size: int = 10, mode: str = "no-repeat",
-         length: int | None = None, user_ids: np.ndarray | None = None, habits: Habits = HABITS, seed: int = 0,
-         times: bool = False, device: str | torch.device = "cpu") -> pd.DataFrame:
+         length: int | None = None, user_ids: np.ndarray | None = None, habits: Habits = HABITS,
+         seed: int = 0) -> pd.DataFrame:
     """Show each user the best-scored film that may be shown, step by step, until they quit or the session ends.
 
-    The recommender is given `Frames`, with `times` and on `device`, of the logs as they grow: the first F real ratings,
-    and what followed, a minute apart. At the first step they have one more user, who is never asked about. A seed gives
-    a user the same random numbers under every recommender: compare them user by user.
+    The recommender is given `Frames` of the logs as they grow: the first F real ratings, and what followed. At the
+    first step they have one more user, who is never asked about. A seed gives a user the same random numbers under
+    every recommender: compare them user by user. Return one row a user and step, by user: user_id, step (from 0),
+    item_id, rating, reward, expected, satiation, quits.
 
     Args:
         matrix: (n_items, E), rows as world.item_ids; more of them than frame_size, if none may be shown twice.
         length: steps at most; by default as in `MODES`. A session ends too when no film is left.
         user_ids: who plays; by default all with more than frame_size ratings. DataError for any other.
-
-    Returns:
-        One row a user and step, by user: user_id, step (from 0), item_id, rating, reward, expected, satiation, quits.
     """
     length, played = _steps(world, matrix, frame_size, mode, length), []
-    user_idx, log, rating, when = world.begin(frame_size, user_ids)
+    user_idx, log, rating = world.begin(frame_size, user_ids)
     satisfaction, uniforms = world.user_mean[user_idx], _uniforms(seed, user_idx, length)
     for step in range(length):
         users, free = world.user_ids[user_idx], may_show(world, log, mode)
         table = pd.DataFrame({"user_id": np.repeat(users, log.shape[1]), "item_id": world.item_ids[log].ravel(),
-                              "rating": rating.ravel(), "timestamp": when.ravel()})
+                              "rating": rating.ravel(), "timestamp": np.arange(log.size)})
         if step == 0:  # `Frames` want a transition
             table = pd.concat([table, table.iloc[[0] * (frame_size + 1)].assign(user_id=world.user_ids[-1] + 1)])
         with torch.no_grad():
-            scores = recommend(Frames(table, world.item_ids, matrix, frame_size, device, times=times), users)
+            scores = recommend(Frames(table, world.item_ids, matrix, frame_size), users)
         if scores.shape != free.shape:
             raise DataError(f"a recommender's scores are {tuple(scores.shape)}, not {free.shape}: users by items")
         lowest = torch.finfo(torch.float32).min  # a film that may be shown, whatever its score, before one that may not
@@ -320,22 +311,21 @@ def play(world: World, recommend: Recommender, matrix: np.ndarray, frame_size: i
         shown = scores.masked_fill(~torch.as_tensor(free), -torch.inf).argmax(dim=1).numpy()
         answer, satisfaction = respond(world, habits, mode, user_idx, log, satisfaction, shown, uniforms[:, step])
         played.append(pd.DataFrame({"user_id": users, "step": step, "item_id": world.item_ids[shown], **answer}))
-        log, rating, when = np.c_[log, shown], np.c_[rating, answer["rating"]], np.c_[when, when[:, -1] + 60]
+        log, rating = np.c_[log, shown], np.c_[rating, answer["rating"]]
         stay = ~answer["quits"] & may_show(world, log, mode).any(axis=1)
         if not stay.any():
             break
-        user_idx, log, rating, when, satisfaction, uniforms = (
-            values[stay] for values in (user_idx, log, rating, when, satisfaction, uniforms))
+        user_idx, log, rating, satisfaction, uniforms = (
+            values[stay] for values in (user_idx, log, rating, satisfaction, uniforms))
     table = pd.concat(played).sort_values(["user_id", "step"], ignore_index=True)
     table.insert(4, "reward", reward_of(table["rating"]))
     return table
 
 
 def sessions(played: pd.DataFrame, world: World) -> pd.DataFrame:
-    """Sum up what `play` returned, one row a user, by user_id.
+    """Sum up what `play` returned, by user_id: reward (the sum), length (films), rating (the mean), quits, diversity.
 
-    reward (the sum), length (films), diversity (1 − mean cosine over all pairs of films shown; NaN for a single one),
-    rating (the mean), quits (False: the session was cut off).
+    Diversity is 1 − mean cosine over all pairs of films shown, NaN for a single one.
     """
     who, n = played["user_id"], played.groupby("user_id").size()
     sums = played[["reward", "rating", "quits"]].groupby(who).sum()

@@ -51,13 +51,11 @@ async def fetch(tmdb_ids: Iterable[int], journal: Path, *, base: str = BASE, rat
 
     Args:
         journal: JSON lines `{"id", "record"}`, appended to; delete the file to ask for everything anew.
-        base: URL up to `/movie`.
-        rate: requests a second that are permitted; they start evenly, without a burst.
+        base, rate: URL up to `/movie`; requests a second that are permitted, which start evenly, without a burst.
         workers: requests under way at most; enough that those which stall do not hold up the others.
-        timeout: seconds to wait for a connection, or for the next piece of an answer.
-        tries: for one film, before it has failed: after a time-out, 5xx, a gateway's own page, a redirect.
-        backoff: seconds of the first pause.
-        patience: seconds without one answer before all is given up.
+        timeout, patience: seconds to wait for the next piece of an answer; and without one before all is given up.
+        tries, backoff: for one film, after a time-out, 5xx, a gateway's own page, a redirect; seconds of the first
+            pause.
     """
     wanted = list(dict.fromkeys(int(film) for film in tmdb_ids))
     with writing(journal):
