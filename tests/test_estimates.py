@@ -60,7 +60,7 @@ def test_the_written_out_sum_is_jiang_and_lis_recursion(log):
         q = lesson.crossed(log.state, log.film) @ theta[p]
         v = lesson.crossed(log.state, log.mean_film[p]) @ theta[p]
         total = np.zeros(2_000)
-        for t in range(q.shape[1])[::-1]:
+        for t in reversed(range(q.shape[1])):
             total = v[:, t] + log.pi[p, :, t] / log.b[:, t] * (log.taken[:, t] + total - q[:, t])
         assert got[p].item() == pytest.approx(total.mean(), abs=1e-6)
 

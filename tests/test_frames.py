@@ -103,7 +103,13 @@ def test_the_compiled_way_and_the_plain_way_agree(n):
                             "rating": rng.integers(1, 11, 2000) / 2, "timestamp": np.arange(2000)})
     frames = Frames(ratings, np.arange(30), rng.normal(size=(30, 7)), 5)
     index = torch.randint(len(frames), (n,), generator=torch.Generator().manual_seed(0))
-    assert_same(frames.gather(index), frames.gather_on_device(index))
+    t = frames.gather(index)
+    assert_same(t, frames.gather_on_device(index))
+    assert to_autocast(t) is t
+    with torch.autocast("cpu", torch.bfloat16):  # a batch is converted once for all
+        half = to_autocast(t)
+    assert half.state.dtype == half.next_state.dtype == half.action.dtype == torch.bfloat16
+    assert half.reward is t.reward and half.done is t.done
 
 
 def test_what_no_frames_can_be_made_of_gets_a_sentence(ratings, item_ids, item_matrix):
@@ -137,15 +143,6 @@ def test_batches_in_use_are_never_overwritten_and_memory_of_two_others_is_used_a
 def test_index_outside_of_the_transitions_is_refused(frames, index):
     with pytest.raises(IndexError, match="0 to 6"):
         frames[index]
-
-
-def test_what_frames_are_made_of_is_left_alone_when_ties_are_shuffled(tied):
-    table = pd.DataFrame({"user_id": 1, "item_id": 10, "rating": tied.rating.numpy().copy(), "timestamp": 0})
-    given = table.copy()
-    other = Frames(table, tied.item_ids, tied.items, 2)
-    other.shuffle_ties(1)
-    pd.testing.assert_frame_equal(table, given)
-    assert other.items.data_ptr() != tied.items.data_ptr()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -212,7 +209,7 @@ def test_last_states_end_each_log_in_the_order_asked_and_pad_short_ones(frames, 
         frames.last_states(np.array([1, 99]))
 
 
-def test_gaps_are_days_since_the_users_rating_before_and_end_every_state(ratings, item_ids, item_matrix, tmp_path):
+def test_gaps_are_days_since_the_users_rating_before_and_end_every_state(ratings, item_ids, item_matrix):
     ratings["timestamp"] = ratings["timestamp"] * 864  # steps of 100 become steps of a day
     timed, plain = (Frames(ratings, item_ids, item_matrix, frame_size=2, times=times) for times in (True, False))
     t, p = whole(timed), whole(plain)
@@ -226,17 +223,6 @@ def test_gaps_are_days_since_the_users_rating_before_and_end_every_state(ratings
     assert torch.equal(gaps(t.state, 2, 3), t.state[:, -2:]) and (gaps(p.state, 2, 3) == 1).all()
     for a, b in zip(unflatten(t.state, 2, 3), unflatten(p.state, 2), strict=True):
         assert torch.equal(a, b)
-    with pytest.raises(DataError, match="without times"):
-        write_static(tmp_path / "t.hdf5", timed, "test")
-
-
-def test_a_batch_is_converted_once_for_all_under_autocast_alone(frames):
-    t = frames.gather(torch.arange(3))
-    assert to_autocast(t) is t
-    with torch.autocast("cpu", torch.bfloat16):
-        half = to_autocast(t)
-    assert half.state.dtype == half.next_state.dtype == half.action.dtype == torch.bfloat16
-    assert half.reward is t.reward and half.done is t.done
 
 
 @pytest.fixture
@@ -269,6 +255,11 @@ def test_ties_go_back_to_the_order_they_came_in_and_batches_follow(tied):
     assert torch.equal(t.next_state[:-1][t.done[:-1, 0] == 0], t.state[1:][t.done[:-1, 0] == 0])
     tied.shuffle_ties(None)
     assert torch.equal(whole(tied).state, before.state) and torch.equal(tied.item_idx, order)
+    table = pd.DataFrame({"user_id": 1, "item_id": 10, "rating": tied.rating.numpy().copy(), "timestamp": 0})
+    given, other = table.copy(), Frames(table, tied.item_ids, tied.items, 2)
+    other.shuffle_ties(1)  # what frames are made of is left alone
+    pd.testing.assert_frame_equal(table, given)
+    assert other.items.data_ptr() != tied.items.data_ptr()
 
 
 # --- static files
@@ -317,14 +308,6 @@ def test_embeddings_that_lie_in_many_rows_compress_and_flipped_bytes_are_noticed
             list(read_static(path, 500, 10, frames.items))
 
 
-def test_numbers_too_large_for_half_precision_are_refused(ratings, item_ids, item_matrix, tmp_path):
-    frames = Frames(ratings, item_ids, -1e5 * np.abs(item_matrix), 2)
-    with pytest.raises(DataError, match="float32"):
-        write_static(tmp_path / "f.hdf5", frames, "toy")
-    assert list(tmp_path.iterdir()) == []
-    write_static(tmp_path / "f.hdf5", frames, "toy", dtype="float32")
-
-
 def test_static_file_of_another_frame_size_or_item_matrix_is_refused(static, item_matrix):
     m = item_matrix
     for size, matrix in [(3, m), (2, m + 1e-3), (2, m[::-1].copy()), (2, m[:, :2]), (2, m.reshape(3, 5)), (2, -m)]:
@@ -332,6 +315,15 @@ def test_static_file_of_another_frame_size_or_item_matrix_is_refused(static, ite
             next(read_static(static, 4, size, matrix))
     for same in (torch.as_tensor(m), np.asfortranarray(m), m.astype(np.float64)):
         assert len(next(read_static(static, 4, 2, same)).state) == 4
+
+
+def test_what_cannot_be_written_is_refused_and_leaves_no_file(ratings, item_ids, item_matrix, tmp_path):
+    frames = Frames(ratings, item_ids, -1e5 * np.abs(item_matrix), 2)  # too large for half precision
+    for some, words in ((frames, "float32"), (Frames(ratings, item_ids, item_matrix, 2, times=True), "without times")):
+        with pytest.raises(DataError, match=words):
+            write_static(tmp_path / "f.hdf5", some, "toy")
+    assert list(tmp_path.iterdir()) == []
+    write_static(tmp_path / "f.hdf5", frames, "toy", dtype="float32")
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.95])
