@@ -7,19 +7,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import (
-    agents,
-    estimates,
-    faults,
-    foresight,
-    frames,
-    reinforce,
-    results,
-    scale,
-    service,
-    synthetic,
-    whole_log,
-)
+from benchmarks import agents, estimates, faults, foresight, frames, reinforce, results, scale, service, synthetic
+from benchmarks.whole_log import table as table_of_ml_1m
 from helpers.datasets import read_ratings
 from helpers.files import PROJECT
 from helpers.networks import Joint
@@ -50,7 +39,7 @@ def read(name):
     ("service", "bench_service", None, service.table), ("headline", "results", "rows", results.headline_table),
     ("results-5", "results", "rows", results.readme_table), ("sizes", "bench_scale", "runs", scale.table),
     ("foresight", "foresight", "rows", foresight.table), ("reinforce", "reinforce", "rows", reinforce.table),
-    ("estimates", "estimates", "rows", estimates.table), ("results-ml-1m", "results-ml-1m", "rows", whole_log.table)])
+    ("estimates", "estimates", "rows", estimates.table), ("results-ml-1m", "results-ml-1m", "rows", table_of_ml_1m)])
 def test_a_page_shows_the_stored_numbers(mark, name, key, table):
     rows = read(name)[key] if key else read(name)
     shown = table(pd.DataFrame(rows) if mark in ("reinforce", "estimates") else rows)

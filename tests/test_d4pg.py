@@ -60,7 +60,7 @@ def test_a_plain_index_leaves_the_priorities_and_weights_of_one_change_nothing(f
 
 
 def test_weights_weigh_the_critics_loss_and_priorities_are_set_from_the_divergence_of_each_row(agent, frames):
-    index, weights = torch.tensor([3, 50, 7]), torch.tensor([[1.0], [0.5], [0.2]])
+    index, weights = torch.tensor([3, 50, 11]), torch.tensor([[1.0], [0.5], [0.2]])
     t, discount = n_step(frames, index, 3, GAMMA)
     with torch.no_grad():
         surprise, _ = d4pg.d4pg_critic_loss(agent, t, discount, frames.items, SUPPORT)

@@ -14,18 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Subset
 
 from helpers import frames as frames_module
 from helpers.files import DataError
-from helpers.frames import (
-    FIELDS,
-    Frames,
-    Transition,
-    gaps,
-    matrix_hash,
-    open_static,
-    read_static,
-    to_autocast,
-    unflatten,
-    write_static,
-)
+from helpers.frames import FIELDS, Frames, Transition, read_static, unflatten, write_static
 
 
 def whole(frames):
@@ -105,9 +94,9 @@ def test_the_compiled_way_and_the_plain_way_agree(n):
     index = torch.randint(len(frames), (n,), generator=torch.Generator().manual_seed(0))
     t = frames.gather(index)
     assert_same(t, frames.gather_on_device(index))
-    assert to_autocast(t) is t
+    assert frames_module.to_autocast(t) is t
     with torch.autocast("cpu", torch.bfloat16):  # a batch is converted once for all
-        half = to_autocast(t)
+        half = frames_module.to_autocast(t)
     assert half.state.dtype == half.next_state.dtype == half.action.dtype == torch.bfloat16
     assert half.reward is t.reward and half.done is t.done
 
@@ -220,7 +209,8 @@ def test_gaps_are_days_since_the_users_rating_before_and_end_every_state(ratings
     assert timed.last_states(np.array([1, 5]))[:, -2:].tolist() == [[1, 1], [0, 1]]
     longer = Frames(ratings, item_ids, item_matrix, frame_size=3, times=True)
     assert longer.last_states(np.array([5]))[0, -3:].tolist() == [0, 0, 1]  # a log of two is padded with 0
-    assert torch.equal(gaps(t.state, 2, 3), t.state[:, -2:]) and (gaps(p.state, 2, 3) == 1).all()
+    assert torch.equal(frames_module.gaps(t.state, 2, 3), t.state[:, -2:])
+    assert (frames_module.gaps(p.state, 2, 3) == 1).all()
     for a, b in zip(unflatten(t.state, 2, 3), unflatten(p.state, 2), strict=True):
         assert torch.equal(a, b)
 
@@ -288,7 +278,7 @@ def test_plain_h5py_reads_a_static_file_that_says_what_it_was_made_of(static, fr
         for key, field in zip(FIELDS, whole(frames), strict=True):
             assert torch.equal(torch.as_tensor(f[key][2:5]).float(), field[2:5].reshape(f[key][2:5].shape))
         assert dict(f.attrs) == {"frame_size": 2, "embed_size": 3, "source": "toy", "seed": -1,
-                                 "hash": matrix_hash(item_matrix)}
+                                 "hash": frames_module.matrix_hash(item_matrix)}
 
 
 @pytest.mark.parametrize("smallest", [False, True])
@@ -330,10 +320,10 @@ def test_what_cannot_be_written_is_refused_and_leaves_no_file(ratings, item_ids,
 def test_truncated_static_file_gets_a_sentence(static, share):
     static.write_bytes(static.read_bytes()[:int(share * static.stat().st_size)])
     with pytest.raises(DataError, match="04_static_dataset"):
-        open_static(static)
+        frames_module.open_static(static)
     static.unlink()
     with pytest.raises(FileNotFoundError, match="04_static_dataset"):  # it is not called damaged
-        open_static(static)
+        frames_module.open_static(static)
 
 
 @pytest.mark.parametrize("lacking", [*FIELDS, "frame_size", "hash", "rows"])
@@ -345,4 +335,4 @@ def test_static_file_that_lacks_a_field_an_attribute_or_rows_is_refused(static, 
         else:
             del (f if lacking in FIELDS else f.attrs)[lacking]
     with pytest.raises(DataError, match="are wanted"):
-        open_static(static)
+        frames_module.open_static(static)

@@ -191,15 +191,6 @@ def test_of_other_data_no_sentence_of_the_text_is_held():
     assert scope["y"] == 2 and "says" not in source
 
 
-def test_a_policy_that_ranks_below_popularity_is_not_shipped_in_silence(tmp_path, monkeypatch):
-    monkeypatch.setattr(series, "res_dir", lambda dataset: tmp_path)
-    monkeypatch.setattr(series, "artefact", lambda dataset, path: tmp_path / "manifest.json")
-    for warning in (None, "this policy ranked no better than a plain list"):
-        (tmp_path / "manifest.json").write_text(json.dumps({"warning": warning}))
-        said = series.closing_table("x", {"11_ship": {"outputs": [], "seconds": 1}}, [])
-        assert ("ranked no better" in said) == (warning is not None)
-
-
 def test_ctrl_c_is_a_sentence_and_leaves_no_kernel(monkeypatch, tmp_path):
     program = (
         "import sys, nbformat; from tools import lessons, run as series; from pathlib import Path\n"
