@@ -69,15 +69,6 @@ def test_the_benchmarked_networks_are_the_same_function():
     torch.testing.assert_close(joint(state, action), plain(state, action))
 
 
-def test_the_products_by_hand(monkeypatch):
-    monkeypatch.setattr(agents, "STATE", 2)
-    monkeypatch.setattr(agents, "ACTION", 1)
-    monkeypatch.setattr(agents, "HIDDEN", 1)
-    # weights: actor 2·1 + 1·1 + 1·1 = 4, critic 3·1 + 1·1 + 1·1 = 5, their later layers 2 and 2
-    # critic's step: both targets 4 + 5, forward 5, backward 5 + 2; actor's: 4 + 5, through the critic 2 + 1, 4 + 2
-    assert sum(m * k * n for m, k, n in agents.products(10)) == 10 * (9 + 5 + 7 + 9 + 3 + 6)
-
-
 def test_the_update_multiplies_no_more_than_the_products_it_is_compared_with():
     frames = agents.synthetic_frames(n_users=20, n_ratings=20, n_items=50)
     step, index = agents.ours(frames), torch.arange(16)

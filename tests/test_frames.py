@@ -101,7 +101,7 @@ def test_the_compiled_way_and_the_plain_way_agree(n):
     assert half.reward is t.reward and half.done is t.done
 
 
-def test_what_no_frames_can_be_made_of_gets_a_sentence(ratings, item_ids, item_matrix):
+def test_what_no_frames_can_be_made_of_and_what_they_do_not_hold_gets_a_sentence(ratings, item_ids, item_matrix):
     for table, ids, matrix, size, words in [
             (ratings, item_ids, item_matrix, 6, "longest log has 6"),
             (ratings.iloc[:0], item_ids, item_matrix, 2, "longest log has 0"),
@@ -110,6 +110,10 @@ def test_what_no_frames_can_be_made_of_gets_a_sentence(ratings, item_ids, item_m
             (ratings, np.array([50, 10, 40, 20, 50]), item_matrix, 2, "4 distinct")]:
         with pytest.raises(DataError, match=words):
             Frames(table, ids, matrix, size)
+    frames = Frames(ratings, item_ids, item_matrix, 2)
+    for index in (7, [7], [-1], [0, 100]):
+        with pytest.raises(IndexError, match="0 to 6"):
+            frames[index]
 
 
 def test_batches_in_use_are_never_overwritten_and_memory_of_two_others_is_used_again(frames, monkeypatch):
@@ -126,12 +130,6 @@ def test_batches_in_use_are_never_overwritten_and_memory_of_two_others_is_used_a
     for _ in range(20):
         batch = frames.gather(torch.arange(3))  # while the one before is in use
     assert len(fresh) == 2 * len(batch)
-
-
-@pytest.mark.parametrize("index", [7, [7], [-1], [0, 100]])
-def test_index_outside_of_the_transitions_is_refused(frames, index):
-    with pytest.raises(IndexError, match="0 to 6"):
-        frames[index]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
