@@ -147,7 +147,8 @@ def main() -> None:
     setting, observed = setting_of(options.dataset), foresight.observed_habits(*log_of(options.dataset))
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
     for name in options.observe:
-        stored.setdefault("observed of", {})[name] = foresight.observed_habits(*log_of(name)).to_dict("records")
+        habits = foresight.observed_habits(*log_of(name), most=10_000)
+        stored.setdefault("observed of", {})[name] = habits.to_dict("records")
     with ProcessPoolExecutor(options.lanes, mp_context=get_context("spawn")) as pool:
         for kappa, decay in WORLDS:
             habits = foresight.Habits(impatience=kappa, decay=decay)

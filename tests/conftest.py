@@ -1,8 +1,11 @@
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from playwright.sync_api import sync_playwright
 
 from helpers.frames import Frames
 
@@ -17,6 +20,17 @@ def raw(tmp_path):
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
         return folder
     return write
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = os.environ.get("RECNN_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if not path:
+        pytest.skip("there is no Chromium here: `apt-get install chromium`, or set RECNN_CHROMIUM to the path of one")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

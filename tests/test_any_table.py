@@ -11,7 +11,7 @@ import pytest
 from benchmarks.service import free_port, service
 from helpers import files
 from tests import tables
-from tests.test_page import browser, rate, rows, settled, slate, visit  # noqa: F401  (browser is a fixture)
+from tests.test_page import rate, rows, settled, slate, visit
 from tools import run as series
 
 pytestmark = pytest.mark.skipif(not os.environ.get("RECNN_TABLES"), reason="minutes: make check-tables")
@@ -53,7 +53,7 @@ def test_what_is_assumed_of_a_table_is_said_first(shipped):
     assert ("order of time" in first and "items' ids are words" in first) == (home.name == "shop")
 
 
-def test_a_slate_in_the_browser_follows_a_rating(shipped, browser):  # noqa: F811
+def test_a_slate_in_the_browser_follows_a_rating(shipped, browser):
     said, home, folder = shipped
     items = json.loads((folder / "model" / "items.json").read_text(encoding="utf-8"))
     assert {type(item["id"]) for item in items} == {int if home.name == "clicks" else str}

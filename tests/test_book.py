@@ -1,12 +1,9 @@
 """The site of the lessons: no link leads nowhere, and its pages show what they should in a real browser."""
 
-import os
-import shutil
 from contextlib import closing
 
 import nbformat
 import pytest
-from playwright.sync_api import sync_playwright
 
 from helpers.files import PROJECT
 from tools import book
@@ -34,17 +31,6 @@ def test_a_lesson_ends_with_the_way_to_its_neighbours(name):
     last = nbformat.read(PROJECT / "notes" / f"{name}.ipynb", as_version=4).cells[-1].source
     for other in names[max(place - 1, 0):place] + names[place + 1:place + 2]:
         assert f"({other}.ipynb)" in last
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = os.environ.get("RECNN_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if not path:
-        pytest.skip("there is no Chromium here: `apt-get install chromium`, or set RECNN_CHROMIUM to the path of one")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path)
-        yield browser
-        browser.close()
 
 
 WIDE, PHONE = 1280, 390

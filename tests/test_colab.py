@@ -87,15 +87,12 @@ def test_every_lesson_gets_one(name, tmp_path):
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in (setup, *rest))
 
 
-@pytest.mark.parametrize(("repo", "owner"), [("https://github.com/a.b/c.git", "a.b/c"), ("https://x.org/y/z", None)])
-def test_the_link_is_there_where_the_address_is_of_github(repo, owner, tmp_path):
-    about, setup, *_ = copied(tmp_path, repo, "00_architecture")
-    assert f"/github/{owner}/blob/main" in about.source if owner else "](" not in about.source
-    assert repr(repo) in setup.source.splitlines()[0]
-
-
-@pytest.mark.parametrize("repo", ["", "you/recnn", "https://github.com", "https://github.com/you/my repo", "ssh://x/y'"])
-def test_an_address_that_cannot_be_cloned_is_refused(repo, tmp_path):
-    with pytest.raises(SystemExit, match="is no address to clone from"):
-        colab.write(repo, tmp_path / "copies")
+def test_the_link_is_there_where_the_address_is_of_github_and_one_that_cannot_be_cloned_is_refused(tmp_path):
+    for repo, owner in (("https://github.com/a.b/c.git", "a.b/c"), ("https://x.org/y/z", None)):
+        about, setup, *_ = copied(tmp_path, repo, "00_architecture")
+        assert f"/github/{owner}/blob/main" in about.source if owner else "](" not in about.source
+        assert repr(repo) in setup.source.splitlines()[0]
+    for repo in ("", "you/recnn", "https://github.com", "https://github.com/you/my repo", "ssh://x/y'"):
+        with pytest.raises(SystemExit, match="is no address to clone from"):
+            colab.write(repo, tmp_path / "copies")
     assert not (tmp_path / "copies").exists()

@@ -49,17 +49,6 @@ def test_3_the_target_is_what_the_slow_copies_say_of_the_next_state(agent, frame
     torch.testing.assert_close(q, log_p.exp() @ SUPPORT[:, None])
 
 
-def test_4_a_log_that_ends_is_bootstrapped_through_and_never_into_another_user(agent, frames):
-    end = torch.tensor([11])  # fifteen ratings, frames of three: twelve transitions a user
-    t, discount = n_step(frames, end, 5, GAMMA)
-    assert t.done.item() == 1 and discount.item() == pytest.approx(GAMMA)
-    assert torch.equal(t.reward, frames.gather(end).reward)
-    with torch.no_grad():
-        surprise, _ = d4pg.d4pg_critic_loss(agent, t, discount, frames.items, SUPPORT)
-        stopped, _ = d4pg.d4pg_critic_loss(agent, t, 0 * discount, frames.items, SUPPORT)
-    assert surprise.item() != stopped.item()
-
-
 def test_a_plain_index_leaves_the_priorities_and_weights_of_one_change_nothing(frames):
     plain, weighed, index = new(frames), new(frames), torch.arange(40)
     step(plain, frames, index)
@@ -70,25 +59,16 @@ def test_a_plain_index_leaves_the_priorities_and_weights_of_one_change_nothing(f
     assert not torch.allclose(weighed["replay"].probability(), uniform)
 
 
-def test_the_priorities_are_set_from_the_divergence_of_each_row(agent, frames):
-    index = torch.tensor([3, 50, 7])
+def test_weights_weigh_the_critics_loss_and_priorities_are_set_from_the_divergence_of_each_row(agent, frames):
+    index, weights = torch.tensor([3, 50, 11]), torch.tensor([[1.0], [0.5], [0.2]])
     t, discount = n_step(frames, index, 3, GAMMA)
     with torch.no_grad():
         surprise, _ = d4pg.d4pg_critic_loss(agent, t, discount, frames.items, SUPPORT)
     expected = Prioritised(len(frames))
     expected.update(index, surprise)
-    step(agent, frames, (index, torch.tensor([[1.0], [0.5], [0.2]])))
+    loss = step(agent, frames, (index, weights))["loss/critic"].detach()
+    torch.testing.assert_close(loss, (weights[:, 0] * surprise).mean())
     torch.testing.assert_close(agent["replay"].probability(), expected.probability())
-
-
-def test_the_weights_weigh_the_critics_loss(agent, frames):
-    index = torch.arange(8)
-    t, discount = n_step(frames, index, 3, GAMMA)
-    with torch.no_grad():
-        surprise, _ = d4pg.d4pg_critic_loss(agent, t, discount, frames.items, SUPPORT)
-    weights = torch.linspace(0.1, 1, 8)[:, None]
-    loss = step(agent, frames, (index, weights))["loss/critic"]
-    torch.testing.assert_close(loss.detach(), (weights[:, 0] * surprise).mean())
 
 
 def test_actors_play_the_world_as_it_is_the_same_for_a_seed():

@@ -56,14 +56,11 @@ def test_the_last_ratings_of_users_with_enough_are_held_out(log, options, train,
     assert (pairs(split.train), pairs(split.valid), pairs(split.test)) == (train, valid, test)
     assert all(part.index.tolist() == list(range(len(part))) for part in split)
     pd.testing.assert_frame_equal(together(*split), log)
-
-
-def test_order_of_rows_does_not_choose_what_is_held_out():
-    log = table([(1, 1, 40), (1, 2, 30), (1, 3, 20), (1, 4, 10)], "timestamp")
-    assert split_last(log).test["item_id"].tolist() == [1]
-    turns = evaluation.rolling_cases(log.iloc[3:], log.iloc[:3])
+    turned = table([(1, 1, 40), (1, 2, 30), (1, 3, 20), (1, 4, 10)], "timestamp")  # the order of rows chooses nothing
+    assert split_last(turned).test["item_id"].tolist() == [1]
+    turns = evaluation.rolling_cases(turned.iloc[3:], turned.iloc[:3])
     assert [cases["item_id"].tolist() for _, cases in turns] == [[3], [2], [1]]
-    before, after = evaluation.split_time(log, share=0.25, at_least=1)
+    before, after = evaluation.split_time(turned, share=0.25, at_least=1)
     assert before["item_id"].tolist() == [4, 3, 2] and after["item_id"].tolist() == [1]
 
 
@@ -132,14 +129,10 @@ def test_a_catalogue_is_scored_in_blocks_of_bounded_memory(frames, monkeypatch):
     assert max(asked) * len(ids) <= 1 << 25 and len(asked) == 3
 
 
-@pytest.mark.parametrize(("cases", "sentence"), [
-    ([(5, 10), (5, 11)], "ids 11"), ([(99, 10)], "99"), ([], "nothing")])
-def test_what_cannot_be_ranked_is_refused_with_a_sentence(frames, cases, sentence):
-    with pytest.raises(DataError, match=sentence):
-        rank_held_out(constant(*[0.0] * 5), frames, table(cases))
-
-
-def test_repeats_that_nothing_can_find_are_counted_aloud(frames):
+def test_what_cannot_be_ranked_is_refused_and_repeats_are_counted_aloud(frames):
+    for cases, sentence in (([(5, 10), (5, 11)], "ids 11"), ([(99, 10)], "99"), ([], "nothing")):
+        with pytest.raises(DataError, match=sentence):
+            rank_held_out(constant(*[0.0] * 5), frames, table(cases))
     cases = table([(2, 30), (2, 50), (2, 20), (5, 10), (5, 30), (5, 50), (2, 10)])
     with pytest.warns(UserWarning, match="3 of 7"):
         assert rank_held_out(recommenders.random(), frames, cases)["rank"].tolist()[:3] == [5, 5, 5]

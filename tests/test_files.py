@@ -59,11 +59,13 @@ def test_full_disk_gets_a_sentence_and_keeps_the_old_artefact(tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     path = tmp_path / "infos.json"
-    write_json(path, {"old": 1})
+    write_json(path, old := {"old": 1, "b": "Amélie", "a": [1]})
+    text = path.read_text(encoding="utf-8")
+    assert "Amélie" in text and text.index('"b"') < text.index('"a"')
     monkeypatch.setattr(Path, "write_text", full_disk)
     with pytest.raises(OSError, match="the disk is full") as caught:
         write_json(path, {"new": 2})
-    assert caught.value.errno == 28 and json.loads(path.read_text()) == {"old": 1} and names(tmp_path) == ["infos.json"]
+    assert caught.value.errno == 28 and json.loads(path.read_text()) == old and names(tmp_path) == ["infos.json"]
 
 
 def test_only_one_process_writes_an_artefact(tmp_path, monkeypatch):
@@ -86,24 +88,17 @@ def test_only_one_process_writes_an_artefact(tmp_path, monkeypatch):
     assert names(tmp_path) == ["a.txt"]
 
 
-def test_json_is_readable_utf8_in_the_order_given(tmp_path):
-    write_json(tmp_path / "a.json", {"b": "Amélie", "a": [1]})
-    text = (tmp_path / "a.json").read_text(encoding="utf-8")
-    assert "Amélie" in text and text.index('"b"') < text.index('"a"')
-
-
 def test_need_returns_what_is_there_or_names_the_file_and_the_notebook(tmp_path):
     assert need(tmp_path, "01_data_parsing") == tmp_path
     with pytest.raises(FileNotFoundError, match="01_data_parsing"):
         need(tmp_path / "infos.json", "01_data_parsing")
 
 
-def test_shown_is_relative_to_the_project_or_the_name_alone(tmp_path):
-    assert files.shown(files.ROOT / "data" / "x" / "infos.json") == "data/x/infos.json"
-    assert files.shown(tmp_path / "infos.json") == "infos.json"
-
-
-def test_folders_are_known_by_the_name_of_the_source(tmp_path, monkeypatch):
+def test_folders_are_known_by_the_name_of_the_source_which_needs_one(tmp_path, monkeypatch):
+    for dataset in ("", ".", "..", "a/..", ".zip", "/"):
+        with pytest.raises(DataError, match="no name"):
+            files.data_dir(dataset, tmp_path)
+    assert names(tmp_path) == []
     for dataset in ("clicks", "some/where/clicks", "/tmp/clicks", "clicks.zip"):
         assert files.data_dir(dataset, tmp_path) == tmp_path / "data" / "clicks" and names(tmp_path) == ["data"]
     assert files.res_dir("ml-100k", tmp_path) == tmp_path / "data" / "ml-100k" / "res"
@@ -113,13 +108,8 @@ def test_folders_are_known_by_the_name_of_the_source(tmp_path, monkeypatch):
     for given, chosen in (("ml-20m", "ml-20m"), ("", "ml-100k")):
         monkeypatch.setenv("RECNN_DATASET", given)
         assert files.chosen_dataset() == chosen
-
-
-@pytest.mark.parametrize("dataset", ["", ".", "..", "a/..", ".zip", "/"])
-def test_data_set_without_a_name_is_refused(tmp_path, dataset):
-    with pytest.raises(DataError, match="no name"):
-        files.data_dir(dataset, tmp_path)
-    assert names(tmp_path) == []
+    assert files.shown(files.ROOT / "data" / "x" / "infos.json") == "data/x/infos.json"
+    assert files.shown(tmp_path / "infos.json") == "infos.json"
 
 
 @pytest.mark.parametrize("protocol", [None, 3, 4, 5])
@@ -154,12 +144,9 @@ def test_pickle_that_calls_anything_is_refused_and_does_not_call(tmp_path, monke
     with pytest.raises(DataError, match="asks for"):
         read_vectors("v.p")
     assert names(tmp_path) == ["v.p"]
-
-
-def test_pickle_that_asks_for_more_of_an_array_is_refused(tmp_path):
-    (tmp_path / "v.p").write_bytes(b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.")
+    Path("v.p").write_bytes(b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.")  # more of an array
     with pytest.raises(DataError, match="tofile"):
-        read_vectors(tmp_path / "v.p")
+        read_vectors("v.p")
 
 
 def test_cut_damaged_or_other_bytes_get_a_sentence(tmp_path):

@@ -1,11 +1,14 @@
+import gymnasium
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3 import DQN
 
 from helpers.agents.foresight import Sessions
 from helpers.extra import foresight
-from helpers.extra.foresight import Habits, Visits, World, best_unseen, fit_choice, fit_world, planner, play
+from helpers.extra.foresight import Guests, Habits, Visits, World, best_unseen, fit_choice, fit_world, planner, play
 from helpers.files import DataError
 from helpers.losses import n_step
 from tests.test_simulator import planted
@@ -50,17 +53,13 @@ def test_a_step_by_hand():
     assert visits.satisfaction.item() == pytest.approx(0.8 * 0.2 + 0.2 * -2)
     assert visits.tired[0, 4].item() == pytest.approx(0.5 * 0.6 + 0.6)
     assert visits.recent.tolist() == [[2, 3]] and visits.recent_stars.tolist() == [[4, 1]]
-
-
-def test_what_is_passed_over_changes_nothing_but_that_it_was_shown():
-    world = world_of([[-30.0] * 5], [[1.0] * 5])
-    visits = Visits(world, PATIENT, torch.tensor([0]))
-    _, taken, stars, left = visits.step(torch.tensor([4]))
+    visits = Visits(world_of([[-30.0] * 5], [[1.0] * 5]), PATIENT, torch.tensor([0]))
+    _, taken, stars, left = visits.step(torch.tensor([4]))  # passed over, it changes nothing but that it was shown
     assert not taken and not left and stars.item() == 0 and visits.satisfaction.item() == 0
     assert visits.recent.tolist() == [[0, 1]] and visits.shown[0].tolist() == [True, True, False, False, True]
 
 
-def test_nothing_is_shown_twice_and_who_left_takes_nothing(noisy):
+def test_nothing_is_shown_twice_who_left_takes_nothing_and_a_seed_repeats_it(noisy):
     visits, shown = Visits(noisy, Habits(leave=0.3), torch.arange(30), seed=3), []
     while not visits.over:
         here = visits.here
@@ -69,27 +68,17 @@ def test_nothing_is_shown_twice_and_who_left_takes_nothing(noisy):
         shown.append(item)
     assert all(len(set(row)) == len(row) and not set(row) & {0, 1} for row in torch.stack(shown, dim=1).tolist())
     assert visits.steps <= 38
-
-
-def test_the_same_seed_is_the_same_session_and_another_is_not(noisy):
+    assert play(noisy, PATIENT, foresight.myopic, torch.arange(30), repeats=1, k=5)["length"].eq(7).all()
     one, same, other = (play(noisy, Habits(), foresight.myopic, torch.arange(30), seed=seed) for seed in (1, 1, 2))
     assert one.equals(same) and not one.equals(other)
 
 
-def test_without_impatience_the_planner_is_the_myopic_oracle(noisy):
-    patient, user = Habits(impatience=0.0), torch.arange(30)
+def test_without_impatience_the_planner_is_the_myopic_oracle_and_with_it_earns_more(noisy):
+    patient, habits, user = Habits(impatience=0.0), Habits(impatience=3.0), torch.arange(30)
     assert play(noisy, patient, planner(noisy, patient), user).equals(play(noisy, patient, foresight.myopic, user))
-
-
-def test_with_impatience_the_planner_earns_more_than_the_myopic_oracle(noisy):
-    habits, user = Habits(impatience=3.0), torch.arange(30)
     far, greedy = (play(noisy, habits, policy, user, repeats=40)["reward"].mean()
                    for policy in (planner(noisy, habits), foresight.myopic))
     assert far > 1.1 * greedy
-
-
-def test_a_slate_of_several_ends_where_films_run_out(noisy):
-    assert play(noisy, PATIENT, foresight.myopic, torch.arange(30), repeats=1, k=5)["length"].eq(7).all()
 
 
 def test_a_world_fitted_to_a_planted_one_knows_who_takes_and_who_likes_what():
@@ -143,3 +132,24 @@ def test_a_return_stops_where_a_person_leaves():
     assert t.reward[:, 0].tolist() == [1.5, 1, 1.5, 1]
     assert discount[:, 0].tolist() == [0, 0, 0.25, 0.5]  # the last session was cut off, nobody left
     assert n_step(played, torch.arange(4), 2, 0.5)[1][:, 0].tolist() == [0.25, 0.5, 0.25, 0.5]
+
+
+def test_guests_keep_gymnasiums_rules(noisy):
+    matrix = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    env = gymnasium.make("recnn/Guests-v0", world=noisy, item_matrix=matrix)
+    check_env(env.unwrapped, skip_render_check=True)
+    env.reset(seed=5)
+    _, reward, left, cut, info = env.step(0)  # of the first frame
+    assert (reward, left, cut, info["refused"]) == (-1.0, False, False, True)
+    with pytest.raises(DataError, match="3 rows"):
+        Guests(noisy, np.eye(3))
+
+
+def test_an_agent_of_others_learns_here():
+    appeal = np.full((4, 12), -4.0)
+    appeal[:, 7] = 4.0  # everybody takes one film
+    env = Guests(world_of(appeal, np.zeros((4, 12))), np.eye(12, dtype=np.float32), PATIENT, length=4)
+    agent = DQN("MlpPolicy", env, gamma=0.5, learning_rate=1e-2, learning_starts=50, train_freq=1, batch_size=32,
+                target_update_interval=50, exploration_fraction=0.6, policy_kwargs={"net_arch": [32]}, seed=0)
+    agent.learn(600)
+    assert agent.predict(env.reset(seed=0)[0], deterministic=True)[0] == 7

@@ -14,18 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Subset
 
 from helpers import frames as frames_module
 from helpers.files import DataError
-from helpers.frames import (
-    FIELDS,
-    Frames,
-    Transition,
-    gaps,
-    matrix_hash,
-    open_static,
-    read_static,
-    to_autocast,
-    unflatten,
-    write_static,
-)
+from helpers.frames import FIELDS, Frames, Transition, read_static, unflatten, write_static
 
 
 def whole(frames):
@@ -103,10 +92,16 @@ def test_the_compiled_way_and_the_plain_way_agree(n):
                             "rating": rng.integers(1, 11, 2000) / 2, "timestamp": np.arange(2000)})
     frames = Frames(ratings, np.arange(30), rng.normal(size=(30, 7)), 5)
     index = torch.randint(len(frames), (n,), generator=torch.Generator().manual_seed(0))
-    assert_same(frames.gather(index), frames.gather_on_device(index))
+    t = frames.gather(index)
+    assert_same(t, frames.gather_on_device(index))
+    assert frames_module.to_autocast(t) is t
+    with torch.autocast("cpu", torch.bfloat16):  # a batch is converted once for all
+        half = frames_module.to_autocast(t)
+    assert half.state.dtype == half.next_state.dtype == half.action.dtype == torch.bfloat16
+    assert half.reward is t.reward and half.done is t.done
 
 
-def test_what_no_frames_can_be_made_of_gets_a_sentence(ratings, item_ids, item_matrix):
+def test_what_no_frames_can_be_made_of_and_what_they_do_not_hold_gets_a_sentence(ratings, item_ids, item_matrix):
     for table, ids, matrix, size, words in [
             (ratings, item_ids, item_matrix, 6, "longest log has 6"),
             (ratings.iloc[:0], item_ids, item_matrix, 2, "longest log has 0"),
@@ -115,6 +110,10 @@ def test_what_no_frames_can_be_made_of_gets_a_sentence(ratings, item_ids, item_m
             (ratings, np.array([50, 10, 40, 20, 50]), item_matrix, 2, "4 distinct")]:
         with pytest.raises(DataError, match=words):
             Frames(table, ids, matrix, size)
+    frames = Frames(ratings, item_ids, item_matrix, 2)
+    for index in (7, [7], [-1], [0, 100]):
+        with pytest.raises(IndexError, match="0 to 6"):
+            frames[index]
 
 
 def test_batches_in_use_are_never_overwritten_and_memory_of_two_others_is_used_again(frames, monkeypatch):
@@ -131,21 +130,6 @@ def test_batches_in_use_are_never_overwritten_and_memory_of_two_others_is_used_a
     for _ in range(20):
         batch = frames.gather(torch.arange(3))  # while the one before is in use
     assert len(fresh) == 2 * len(batch)
-
-
-@pytest.mark.parametrize("index", [7, [7], [-1], [0, 100]])
-def test_index_outside_of_the_transitions_is_refused(frames, index):
-    with pytest.raises(IndexError, match="0 to 6"):
-        frames[index]
-
-
-def test_what_frames_are_made_of_is_left_alone_when_ties_are_shuffled(tied):
-    table = pd.DataFrame({"user_id": 1, "item_id": 10, "rating": tied.rating.numpy().copy(), "timestamp": 0})
-    given = table.copy()
-    other = Frames(table, tied.item_ids, tied.items, 2)
-    other.shuffle_ties(1)
-    pd.testing.assert_frame_equal(table, given)
-    assert other.items.data_ptr() != tied.items.data_ptr()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -212,7 +196,7 @@ def test_last_states_end_each_log_in_the_order_asked_and_pad_short_ones(frames, 
         frames.last_states(np.array([1, 99]))
 
 
-def test_gaps_are_days_since_the_users_rating_before_and_end_every_state(ratings, item_ids, item_matrix, tmp_path):
+def test_gaps_are_days_since_the_users_rating_before_and_end_every_state(ratings, item_ids, item_matrix):
     ratings["timestamp"] = ratings["timestamp"] * 864  # steps of 100 become steps of a day
     timed, plain = (Frames(ratings, item_ids, item_matrix, frame_size=2, times=times) for times in (True, False))
     t, p = whole(timed), whole(plain)
@@ -223,20 +207,10 @@ def test_gaps_are_days_since_the_users_rating_before_and_end_every_state(ratings
     assert timed.last_states(np.array([1, 5]))[:, -2:].tolist() == [[1, 1], [0, 1]]
     longer = Frames(ratings, item_ids, item_matrix, frame_size=3, times=True)
     assert longer.last_states(np.array([5]))[0, -3:].tolist() == [0, 0, 1]  # a log of two is padded with 0
-    assert torch.equal(gaps(t.state, 2, 3), t.state[:, -2:]) and (gaps(p.state, 2, 3) == 1).all()
+    assert torch.equal(frames_module.gaps(t.state, 2, 3), t.state[:, -2:])
+    assert (frames_module.gaps(p.state, 2, 3) == 1).all()
     for a, b in zip(unflatten(t.state, 2, 3), unflatten(p.state, 2), strict=True):
         assert torch.equal(a, b)
-    with pytest.raises(DataError, match="without times"):
-        write_static(tmp_path / "t.hdf5", timed, "test")
-
-
-def test_a_batch_is_converted_once_for_all_under_autocast_alone(frames):
-    t = frames.gather(torch.arange(3))
-    assert to_autocast(t) is t
-    with torch.autocast("cpu", torch.bfloat16):
-        half = to_autocast(t)
-    assert half.state.dtype == half.next_state.dtype == half.action.dtype == torch.bfloat16
-    assert half.reward is t.reward and half.done is t.done
 
 
 @pytest.fixture
@@ -269,6 +243,11 @@ def test_ties_go_back_to_the_order_they_came_in_and_batches_follow(tied):
     assert torch.equal(t.next_state[:-1][t.done[:-1, 0] == 0], t.state[1:][t.done[:-1, 0] == 0])
     tied.shuffle_ties(None)
     assert torch.equal(whole(tied).state, before.state) and torch.equal(tied.item_idx, order)
+    table = pd.DataFrame({"user_id": 1, "item_id": 10, "rating": tied.rating.numpy().copy(), "timestamp": 0})
+    given, other = table.copy(), Frames(table, tied.item_ids, tied.items, 2)
+    other.shuffle_ties(1)  # what frames are made of is left alone
+    pd.testing.assert_frame_equal(table, given)
+    assert other.items.data_ptr() != tied.items.data_ptr()
 
 
 # --- static files
@@ -297,7 +276,7 @@ def test_plain_h5py_reads_a_static_file_that_says_what_it_was_made_of(static, fr
         for key, field in zip(FIELDS, whole(frames), strict=True):
             assert torch.equal(torch.as_tensor(f[key][2:5]).float(), field[2:5].reshape(f[key][2:5].shape))
         assert dict(f.attrs) == {"frame_size": 2, "embed_size": 3, "source": "toy", "seed": -1,
-                                 "hash": matrix_hash(item_matrix)}
+                                 "hash": frames_module.matrix_hash(item_matrix)}
 
 
 @pytest.mark.parametrize("smallest", [False, True])
@@ -317,14 +296,6 @@ def test_embeddings_that_lie_in_many_rows_compress_and_flipped_bytes_are_noticed
             list(read_static(path, 500, 10, frames.items))
 
 
-def test_numbers_too_large_for_half_precision_are_refused(ratings, item_ids, item_matrix, tmp_path):
-    frames = Frames(ratings, item_ids, -1e5 * np.abs(item_matrix), 2)
-    with pytest.raises(DataError, match="float32"):
-        write_static(tmp_path / "f.hdf5", frames, "toy")
-    assert list(tmp_path.iterdir()) == []
-    write_static(tmp_path / "f.hdf5", frames, "toy", dtype="float32")
-
-
 def test_static_file_of_another_frame_size_or_item_matrix_is_refused(static, item_matrix):
     m = item_matrix
     for size, matrix in [(3, m), (2, m + 1e-3), (2, m[::-1].copy()), (2, m[:, :2]), (2, m.reshape(3, 5)), (2, -m)]:
@@ -334,14 +305,23 @@ def test_static_file_of_another_frame_size_or_item_matrix_is_refused(static, ite
         assert len(next(read_static(static, 4, 2, same)).state) == 4
 
 
+def test_what_cannot_be_written_is_refused_and_leaves_no_file(ratings, item_ids, item_matrix, tmp_path):
+    frames = Frames(ratings, item_ids, -1e5 * np.abs(item_matrix), 2)  # too large for half precision
+    for some, words in ((frames, "float32"), (Frames(ratings, item_ids, item_matrix, 2, times=True), "without times")):
+        with pytest.raises(DataError, match=words):
+            write_static(tmp_path / "f.hdf5", some, "toy")
+    assert list(tmp_path.iterdir()) == []
+    write_static(tmp_path / "f.hdf5", frames, "toy", dtype="float32")
+
+
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.95])
 def test_truncated_static_file_gets_a_sentence(static, share):
     static.write_bytes(static.read_bytes()[:int(share * static.stat().st_size)])
     with pytest.raises(DataError, match="04_static_dataset"):
-        open_static(static)
+        frames_module.open_static(static)
     static.unlink()
     with pytest.raises(FileNotFoundError, match="04_static_dataset"):  # it is not called damaged
-        open_static(static)
+        frames_module.open_static(static)
 
 
 @pytest.mark.parametrize("lacking", [*FIELDS, "frame_size", "hash", "rows"])
@@ -353,4 +333,4 @@ def test_static_file_that_lacks_a_field_an_attribute_or_rows_is_refused(static, 
         else:
             del (f if lacking in FIELDS else f.attrs)[lacking]
     with pytest.raises(DataError, match="are wanted"):
-        open_static(static)
+        frames_module.open_static(static)

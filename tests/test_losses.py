@@ -32,15 +32,16 @@ def test_projection_has_mass_one_and_keeps_the_mean_inside_the_support(weights, 
     assert (out @ support).item() == pytest.approx(reward + discount * (p @ support).item(), abs=1e-6)
 
 
-def test_returns_over_n_steps_by_hand_and_never_across_users(frames):
+@pytest.mark.parametrize("n", [1, 3])
+def test_returns_over_n_steps_by_hand_and_never_across_users(frames, n):
     gamma = 0.5
-    t, discount = losses.n_step(frames, torch.arange(len(frames)), 3, gamma)
+    t, discount = losses.n_step(frames, torch.arange(len(frames)), n, gamma)
     plain = frames.gather(torch.arange(len(frames)))
     assert torch.equal(t.state, plain.state) and torch.equal(t.action, plain.action)
     rewards, done = plain.reward[:, 0].tolist(), plain.done[:, 0].tolist()
     for i in range(len(frames)):
         total, m = 0.0, 0
-        while m < 3:
+        while m < n:
             total += gamma ** m * rewards[i + m]
             m += 1
             if done[i + m - 1]:
@@ -49,13 +50,6 @@ def test_returns_over_n_steps_by_hand_and_never_across_users(frames):
         assert t.reward[i, 0].item() == pytest.approx(total)
         assert discount[i, 0].item() == gamma ** m
         assert torch.equal(t.next_state[i], last.next_state[0]) and t.done[i] == last.done[0]
-
-
-def test_one_step_is_the_plain_transition(frames):
-    index = torch.arange(len(frames))
-    t, discount = losses.n_step(frames, index, 1, 0.9)
-    assert all(torch.equal(a, b) for a, b in zip(t, frames.gather(index), strict=True))
-    assert torch.allclose(discount, torch.full((len(frames), 1), 0.9))
 
 
 def test_cross_entropy_by_hand_is_the_entropy_at_its_least():
@@ -100,11 +94,6 @@ def test_a_sample_of_a_large_catalogue_gives_its_sums_without_bias_and_close_to_
     assert once < 0.06 and of_eight < 0.5 * once  # of the length of an item
 
 
-def test_a_small_catalogue_is_summed_over_whole():
-    items, next_items = torch.randn(4_096, 8), torch.zeros(2, 3, dtype=torch.long)
-    assert all(a is b for a, b in zip(losses.sampled_items(items, next_items), (items, next_items), strict=True))
-
-
 def test_cross_entropy_over_items_is_torchs_and_so_are_its_gradients():
     torch.manual_seed(0)
     h, items = (torch.randn(n, 16, requires_grad=True) for n in (70, 300_000))  # more than one block of rows
@@ -121,6 +110,6 @@ def test_the_loss_of_the_next_item_over_a_sample_is_near_the_whole_one():
     whole = torch.nn.functional.cross_entropy(h @ items.T, target).item()
     drawn = torch.tensor([losses.next_item_loss(h, items, target).item() for _ in range(20)])
     assert abs(drawn.mean().item() - whole) < 0.05 and drawn.std() < 0.1
-    few = items[:4096]
-    assert losses.next_item_loss(h, few, target % 4096).item() == losses.ItemCrossEntropy.apply(
-        h, few, target % 4096).item()
+    few, target = items[:4096], target % 4096  # a small catalogue is summed over whole
+    assert losses.next_item_loss(h, few, target).item() == losses.ItemCrossEntropy.apply(h, few, target).item()
+    assert all(a is b for a, b in zip(losses.sampled_items(few, target), (few, target), strict=True))

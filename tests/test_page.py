@@ -1,14 +1,13 @@
 """The page in a real browser, with the service behind it."""
 
 import json
-import os
 import shutil
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from benchmarks.service import answer, free_port, service, write_model
 from helpers.agents import ship
@@ -41,17 +40,6 @@ CONTRASTS = """() => {
   probe.remove();
   return [texts, drawn];
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = os.environ.get("RECNN_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if not path:
-        pytest.skip("there is no Chromium here: `apt-get install chromium`, or set RECNN_CHROMIUM to the path of one")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path)
-        yield browser
-        browser.close()
 
 
 @contextmanager

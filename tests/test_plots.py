@@ -64,17 +64,14 @@ def test_heat_maps_draw_each_matrix_upright_on_one_symmetric_scale_with_one_colo
     if limit:
         for ticks in (maps[1].get_xticklabels(), maps[1].get_yticklabels()):
             assert [tick.get_text() for tick in ticks] == ["0", "32", "64", "96"]
-
-
-def test_the_default_scale_leaves_out_a_few_extremes():
     matrix = np.zeros((100, 100))
     matrix[0, :60] = -1.0   # more than the 0.5 % beyond its ends
     matrix[1, :10] = 50.0
     mesh, = plots.heat_maps({"": matrix}, "").axes[0].collections
-    assert mesh.get_clim() == (-1, 1)
+    assert mesh.get_clim() == (-1, 1)  # the default scale leaves out a few extremes
 
 
-def test_a_saved_figure_has_the_same_picture_in_256_colours(tmp_path):
+def test_a_saved_figure_has_the_same_picture_in_256_colours_on_white(tmp_path):
     figure, axis = plt.subplots()
     axis.imshow(np.random.default_rng(0).normal(size=(40, 40)).cumsum(axis=0), cmap="viridis")
     figure.savefig(tmp_path / "all.png", dpi=100)
@@ -84,9 +81,6 @@ def test_a_saved_figure_has_the_same_picture_in_256_colours(tmp_path):
     off = np.abs(np.asarray(few.convert("RGB"), int) - np.asarray(everything.convert("RGB"), int))
     assert off.mean() < 2 and np.quantile(off, 0.99) < 16
     assert (tmp_path / "few.png").stat().st_size < (tmp_path / "all.png").stat().st_size
-
-
-def test_what_is_transparent_becomes_white():
     clear, png = Image.new("RGBA", (80, 80), (0, 0, 0, 0)), BytesIO()
     clear.save(png, "png", compress_level=0)
     assert np.asarray(Image.open(BytesIO(plots.few_colours(png.getvalue()))).convert("RGB")).min() == 255

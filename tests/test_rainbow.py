@@ -84,35 +84,17 @@ def test_a_step_goes_down_the_gradient_of_its_loss_by_hand(frames, options):
         torch.testing.assert_close(new_, was - 0.1 * gradient)
 
 
-def test_the_penalty_is_what_the_log_sum_exp_exceeds_the_logged_items_value_by(frames):
-    agent = new(frames)
-    u = agent["actor"].eval()(frames.gather(torch.arange(5)).state)
-    advantage = (u @ (frames.items - agent["actor"].centre).T) / 6 ** 0.5
-    excess = advantage.logsumexp(dim=1, keepdim=True) - advantage
-    torch.testing.assert_close(excess, -log_policy(u, frames.items))
-
-
-def test_a_step_sets_the_priorities_it_drew(frames):
-    agent = new(frames, n_transitions=len(frames))
-    index, weight = agent["replay"].sample(64)
-    rainbow.rainbow_update(agent, frames, (index, weight), **RULE)
-    leaves = agent["replay"].state_dict()["priority"]
-    drawn = torch.zeros(len(frames), dtype=torch.bool).index_fill(0, index, True)
-    assert (leaves[~drawn] == 1).all() and (leaves[drawn] != 1).all()
-
-
-def test_weights_scale_the_value_loss_and_leave_the_penalty(frames):
+def test_weights_scale_the_value_loss_alone_and_a_step_sets_the_priorities_it_drew(frames):
     index, losses = torch.arange(64), {}
     for weight in (1.0, 0.25):
         torch.manual_seed(0)
-        agent = new(frames, noisy=False)
+        agent = new(frames, noisy=False, n_transitions=len(frames))
         losses[weight] = rainbow.rainbow_update(agent, frames, (index, torch.full((64, 1), weight)), **RULE)
     torch.testing.assert_close(losses[0.25]["loss/critic"], losses[1.0]["loss/critic"] / 4)
     torch.testing.assert_close(losses[0.25]["loss/behaviour"], losses[1.0]["loss/behaviour"])
-
-
-def test_without_a_penalty_none_is_computed(frames):
-    scalars = rainbow.rainbow_update(new(frames), frames, torch.arange(9), penalty=0.0, **RULE)
+    leaves = agent["replay"].state_dict()["priority"]
+    assert (leaves[64:] == 1).all() and (leaves[:64] != 1).all()
+    scalars = rainbow.rainbow_update(agent, frames, index, penalty=0.0, **RULE)
     assert "loss/behaviour" not in scalars and scalars["loss/actor"] == scalars["loss/critic"]
 
 

@@ -93,12 +93,6 @@ def test_films_drawn_apart_learn_the_same_whatever_is_taken():
     assert torch.nn.functional.cosine_similarity(*moves, dim=0) > 0.98
 
 
-def test_k_keeps_a_likely_film_from_growing():
-    log_pi = torch.tensor([0.9, 0.01]).log()
-    one, ten = (acting.top_k_weight(log_pi, log_pi, cap=10.0, k=k) for k in (1, 10))
-    assert one.tolist() == [1, 1] and ten[0] < 1e-7 and ten[1].item() == pytest.approx(10 * 0.99 ** 9, rel=1e-5)
-
-
 def test_a_written_log_says_how_likely_each_film_was():
     rng = np.random.default_rng(0)
     world, actor = world_of(rng.normal(size=(50, 12)), np.zeros((50, 12))), Constant(np.linspace(-1, 1, 12))
@@ -140,10 +134,13 @@ def test_two_numbers_learn_how_much_liking_counts():
     assert far(foresight.Visits(world, habits, torch.arange(3))).argmax(dim=1).tolist() == [1, 1, 1]
 
 
-def test_the_discounted_mean_of_a_visit_by_hand():
+def test_the_discounted_mean_of_a_visit_and_the_top_k_weight_by_hand():
     world = world_of([[9.0, 9.0, 9.0, -9.0, 9.0]], np.zeros((1, 5)))  # films 2, 3, 4: taken, passed over, taken
     def in_order(visits):
         return -torch.arange(5.0).expand(1, -1)
     assert acting.discounted(world, PATIENT, in_order, torch.tensor([0]), 0, 0.5).item() == pytest.approx(
         (1.25 + 0.5 + 1) / 3)
     assert acting.discounted(world, PATIENT, in_order, torch.tensor([0]), 0, 0.0).item() == pytest.approx(2 / 3)
+    log_pi = torch.tensor([0.9, 0.01]).log()
+    one, ten = (acting.top_k_weight(log_pi, log_pi, cap=10.0, k=k) for k in (1, 10))
+    assert one.tolist() == [1, 1] and ten[0] < 1e-7 and ten[1].item() == pytest.approx(10 * 0.99 ** 9, rel=1e-5)

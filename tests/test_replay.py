@@ -63,15 +63,6 @@ def test_weights_by_hand(options, alpha, beta):
     np.testing.assert_allclose(weight[index == 1], (p[0] / p[1]) ** beta, rtol=1e-6)
 
 
-def test_weights_undo_the_bias_of_the_draw():
-    replay = Prioritised(50, alpha=1.0, beta=1.0, epsilon=0.0)
-    replay.update(torch.arange(50), torch.arange(1.0, 51))
-    value = np.arange(50)
-    index, weight = replay.sample(100_000)
-    mean = (weight[:, 0].numpy() * value[index]).sum() / weight.sum().item()
-    assert mean == pytest.approx(value.mean(), rel=0.05)
-
-
 def test_resumes_to_the_same_draws_and_refuses_another_size():
     replay = Prioritised(100, seed=1)
     replay.update(torch.arange(100), torch.rand(100))

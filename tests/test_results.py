@@ -1,6 +1,7 @@
 """The protocols of lesson 10, the estimators of lesson 10b, and what `make results` does with them."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -133,16 +134,7 @@ def test_estimates_of_another_policy_by_hand():
     assert 0.35 < low < 0.45 and 0.55 < high < 0.65
 
 
-def test_a_policys_judge_learns_its_reward_alone_without_a_discount(twenty_users: Frames):
-    judge = new_judge(0, twenty_users, 3e-3, hidden_size=32)
-    index = torch.arange(len(twenty_users))
-    first = fqe_update(judge, twenty_users, index, choose=None, gamma=0.0, tau=0.5)["loss/critic"].item()
-    for _ in range(200):
-        last = fqe_update(judge, twenty_users, index, choose=None, gamma=0.0, tau=0.5)["loss/critic"].item()
-    assert last < first / 3
-
-
-def test_a_policys_judge_asks_the_policy_about_the_next_state(twenty_users: Frames):
+def test_a_policys_judge_asks_the_policy_about_the_next_state_and_learns(twenty_users: Frames):
     asked = []
 
     def choose(state):
@@ -157,6 +149,9 @@ def test_a_policys_judge_asks_the_policy_about_the_next_state(twenty_users: Fram
     assert fqe_update(judge, twenty_users, index, choose=choose, gamma=0.9, tau=0.1)["loss/critic"].item() == \
         pytest.approx(loss.item(), rel=1e-5)
     assert torch.equal(asked[0], t.next_state)
+    learn = partial(fqe_update, judge, twenty_users, torch.arange(len(twenty_users)), choose=None, gamma=0.0, tau=0.5)
+    losses = [learn()["loss/critic"].item() for _ in range(201)]  # without a discount, of its reward alone
+    assert losses[-1] < losses[0] / 3
 
 
 def test_only_ratings_of_one_second_change_places_and_each_order_comes():
@@ -175,15 +170,12 @@ def test_metrics_of_a_slate_with_several_hits_by_hand():
     assert metrics.loc[2].tolist() == pytest.approx([0, 0, 1 / 11, 0])
     plain = results.user_metrics(ranked)
     assert plain.loc[1, "HR@10"] == 3 / 4 and plain.index.tolist() == [1, 2, 3]
-
-
-def test_ndcg_of_many_hits_is_scikit_learns():
     scores = np.random.default_rng(0).permutation(30).astype(float)
     relevant = np.random.default_rng(1).choice(30, 13, replace=False)
     ranked = pd.DataFrame({"user_id": 1, "rating": 5.0, "rank": (scores[:, None] <= scores).sum(axis=1)[relevant]})
     truth = np.isin(np.arange(30), relevant)[None].astype(float)
-    assert results.user_metrics(ranked, relevant=4.0).loc[1, "NDCG@10"] == \
-        pytest.approx(ndcg_score(truth, scores[None], k=10))
+    of_many = results.user_metrics(ranked, relevant=4.0).loc[1, "NDCG@10"]
+    assert of_many == pytest.approx(ndcg_score(truth, scores[None], k=10))
 
 
 @pytest.mark.parametrize(("slates", "coverage", "diversity", "novelty"), [

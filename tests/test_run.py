@@ -76,21 +76,30 @@ def test_lessons_that_do_not_read_from_each_other_run_side_by_side(small_series,
     assert small_series(alone, alone)[0] == 0
 
 
-def test_the_run_sees_a_cells_own_progress_bar():
-    cell = nbformat.v4.new_code_cell("from tqdm.auto import tqdm\nfor _ in tqdm(range(7), mininterval=0): pass")
+def test_the_run_sees_a_cells_own_progress_bar_and_tidies_the_outputs_of_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(series, "NOTES", tmp_path)
     cells, steps = [], []
-    series.execute(nbformat.v4.new_notebook(cells=[cell]), lambda: cells.append(1),
-                   on_step=lambda *step: steps.append(step))
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(
+        "from tqdm.auto import tqdm\nfor _ in tqdm(range(7), mininterval=0, leave=False):\n    pass\nprint('done')")])
+    series.execute(book, lambda: cells.append(1), on_step=lambda *step: steps.append(step))
     assert len(cells) == 1 and steps[-1] == (7, 7)
+    assert [output.get("text") for output in book.cells[0].outputs] == ["done\n"]
 
 
-def test_a_failing_cell_stops_the_run_with_its_name_and_error(small_series, capfd):
-    code, home = small_series(second="raise ValueError('no such film')")
+FIGURE = ("import matplotlib.pyplot as plt\nfrom matplotlib.ticker import FuncFormatter\n"
+          "figure, axis = plt.subplots()\naxis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: 1 / 0))")
+
+
+@pytest.mark.parametrize(("second", "words"), [
+    ("raise ValueError('no film')", ["stopped in code cell [1]", "    raise ValueError(", "ValueError: no film"]),
+    (FIGURE, ["stopped in code cell [1]", "ZeroDivisionError"]),  # when it is drawn
+    ("import os, sys; print('the last words', file=sys.__stderr__, flush=True); os._exit(7)", ["the last words"]),
+    ("y = 'no output'", ["did not write b.txt"])])
+def test_what_fails_stops_the_run_with_its_name_and_its_error(small_series, capfd, second, words):
+    code, home = small_series(second=second)
     error = capfd.readouterr().err
-    assert code == 1
-    assert "notes/02_b.ipynb stopped in code cell [1]" in error
-    assert "    raise ValueError('no such film')" in error and "ValueError: no such film" in error
-    assert not (home / "notes" / "02_b.ipynb").exists() and not (home / "res" / "b.txt").exists()
+    assert code == 1 and all(word in error for word in ["notes/02_b.ipynb", *words])
+    assert not (home / "res" / "b.txt").exists()
     assert list(json.loads((home / "run.json").read_text())) == ["01_a"]
 
 
@@ -136,45 +145,30 @@ def test_what_is_too_small_is_refused_with_all_reasons_and_what_is_assumed_is_sa
         "the users' ids are words"]
 
 
-def test_a_figure_that_fails_when_it_is_drawn_stops_the_run(small_series, capfd):
-    figure = ("import matplotlib.pyplot as plt\nfrom matplotlib.ticker import FuncFormatter\n"
-              "figure, axis = plt.subplots()\naxis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: 1 / 0))")
-    assert small_series(second=figure)[0] == 1
-    assert "notes/02_b.ipynb stopped in code cell [1]" in (error := capfd.readouterr().err)
-    assert "ZeroDivisionError" in error
-
-
-def test_a_kernel_that_dies_is_named_with_its_last_words(small_series, capfd, monkeypatch):
-    last = "import os, sys; print('the last words', file=sys.__stderr__, flush=True); os._exit(7)"
-    assert small_series(second=last)[0] == 1
-    assert "notes/02_b.ipynb" in (error := capfd.readouterr().err) and "the last words" in error
-    monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no Python starts
-    assert small_series(second="y = 4")[0] == 1
+def test_a_kernel_that_does_not_start_is_said(small_series, capfd, monkeypatch):
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    assert small_series()[0] == 1
     assert "did not start" in (error := capfd.readouterr().err) and "encodings" in error and "Traceback" not in error
 
 
-def test_the_kernel_is_of_this_python_whatever_jupyter_path_names(small_series, monkeypatch, tmp_path):
+def test_the_kernel_is_of_this_python_and_of_this_data_set(small_series, monkeypatch, tmp_path):
     spec = tmp_path / "kernels" / "python3" / "kernel.json"
     spec.parent.mkdir(parents=True)
     spec.write_text(json.dumps({"argv": ["/bin/false"], "display_name": "x", "language": "python"}))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    assert small_series(second=f"import sys; assert sys.executable == {sys.executable!r}")[0] == 0
-
-
-def test_chosen_lessons_run_alone_or_with_what_they_read_from(small_series, capfd):
-    assert small_series(options=("--force", "02"))[0] == 0 and ran(capfd.readouterr()) == ["02_b"]
-    assert small_series(options=("--chain", "01"))[0] == 0 and ran(capfd.readouterr()) == ["01_a"]
-    assert small_series(first="x = 3", options=("--chain", "02"))[0] == 0
-    assert sorted(ran(capfd.readouterr())) == ["01_a", "02_b"]
+    second = "import os, sys; assert os.environ['RECNN_DATASET'].endswith('clicks')\n"
+    assert small_series(second=f"{second}assert sys.executable == {sys.executable!r}")[0] == 0
+    assert "RECNN_DATASET" not in os.environ
 
 
 def test_a_number_chooses_one_lesson_and_one_that_is_not_there_is_named(small_series, monkeypatch, capfd):
     monkeypatch.setattr(series, "LESSONS", {"01_a": Lesson((), ("a.txt",)), "02_b": Lesson(("a.txt",), ("res/b.txt",)),
                                             "02b_c": Lesson(("res/b.txt",))})
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("z = 1")]), series.NOTES / "02b_c.ipynb")
-    for options, lessons_run in ((("--force", "02"), ["02_b"]), (("--chain", "02b"), ["01_a", "02_b", "02b_c"])):
-        assert small_series(options=options)[0] == 0 and sorted(ran(capfd.readouterr())) == lessons_run
-    assert small_series(second="y = 9", options=("--force", "--chain", "02b"))[0] == 0  # what is up to date is kept
+    for first, options, lessons_run in (("x = 1", ("--chain", "01"), ["01_a"]), ("x = 1", ("--force", "02"), ["02_b"]),
+                                        ("x = 3", ("--chain", "02b"), ["01_a", "02_b", "02b_c"])):
+        assert small_series(first, options=options)[0] == 0 and sorted(ran(capfd.readouterr())) == lessons_run
+    assert small_series("x = 3", "y = 9", ("--force", "--chain", "02b"))[0] == 0  # what is up to date is kept
     assert sorted(ran(capfd.readouterr())) == ["02_b", "02b_c"]
     assert small_series(options=("5",))[0] == 1
     assert "there is no lesson 5; there are 01, 02, 02b" in capfd.readouterr().err
@@ -196,23 +190,6 @@ def test_of_other_data_no_sentence_of_the_text_is_held():
     scope: dict = {}
     exec(source, scope)
     assert scope["y"] == 2 and "says" not in source
-
-
-def test_a_policy_that_ranks_below_popularity_is_not_shipped_in_silence(tmp_path, monkeypatch):
-    monkeypatch.setattr(series, "res_dir", lambda dataset: tmp_path)
-    monkeypatch.setattr(series, "artefact", lambda dataset, path: tmp_path / "manifest.json")
-    for warning in (None, "this policy ranked no better than a plain list"):
-        (tmp_path / "manifest.json").write_text(json.dumps({"warning": warning}))
-        said = series.closing_table("x", {"11_ship": {"outputs": [], "seconds": 1}}, [])
-        assert ("ranked no better" in said) == (warning is not None)
-
-
-def names_of(*sources):
-    return {path.stem for path in notebooks.modules_of(list(sources))}
-
-
-def test_a_magic_in_a_cell_does_not_stop_the_rest_from_being_read():
-    assert names_of("%matplotlib inline", "from helpers import fast") == {"fast"}
 
 
 def test_ctrl_c_is_a_sentence_and_leaves_no_kernel(monkeypatch, tmp_path):
@@ -240,25 +217,10 @@ def test_ctrl_c_is_a_sentence_and_leaves_no_kernel(monkeypatch, tmp_path):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-def test_a_lesson_that_does_not_write_what_it_promises_fails(small_series, capfd):
-    assert small_series(second="y = 'no output'")[0] == 1
-    assert "did not write b.txt" in capfd.readouterr().err
-
-
-def test_the_data_set_reaches_the_kernel_and_nothing_else(small_series, capfd):
-    code, _ = small_series(second="import os; assert os.environ['RECNN_DATASET'].endswith('clicks')")
-    assert code == 0 and "RECNN_DATASET" not in os.environ
-
-
-def test_outputs_are_tidied_of_progress_bars(monkeypatch, tmp_path):
-    monkeypatch.setattr(series, "NOTES", tmp_path)
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(
-        "from tqdm.auto import tqdm\nfor _ in tqdm(range(3), leave=False):\n    pass\nprint('done')")])
-    series.execute(book, lambda: None)
-    assert [output.get("text") for output in book.cells[0].outputs] == ["done\n"]
-
-
 def test_a_lesson_depends_on_the_helpers_it_imports_and_on_theirs():
+    def names_of(*sources):
+        return {path.stem for path in notebooks.modules_of(list(sources))}
+    assert names_of("%matplotlib inline", "from helpers import fast") == {"fast"}  # a magic stops nothing
     assert names_of("from helpers.frames import Frames") == {"frames", "fast", "tables", "files"}
     assert {"films", "tmdb"} <= names_of("from helpers.extra import films")
     assert {"diagnostics", "networks"} <= names_of("from helpers.agents.diagnostics import critic_of")

@@ -19,6 +19,7 @@ from helpers.frames import Frames, flatten, unflatten
 from helpers.losses import log_policy
 from helpers.networks import ENCODERS, Actor, Critic
 from helpers.recommenders import UserHistory
+from tools import run as series
 from tools.lessons import LESSONS, artefact
 from tools.run import closing_table
 
@@ -73,7 +74,7 @@ def test_a_network_is_exported_without_dropout_and_traces_and_left_as_it_was(mod
         assert not any(node.metadata_props for node in onnx.load(path).graph.node)
 
 
-def test_the_manifest_names_every_file_with_its_hash_and_the_index_of_a_large_catalogue(model, tmp_path):
+def test_the_manifest_names_every_file_and_items_keep_order_titles_and_counts(model, tmp_path):
     manifest = json.loads((model / "manifest.json").read_text(encoding="utf-8"))
     assert set(manifest["files"]) == {path.name for path in model.iterdir()} - {"manifest.json"}
     for name, known in manifest["files"].items():
@@ -85,9 +86,6 @@ def test_the_manifest_names_every_file_with_its_hash_and_the_index_of_a_large_ca
     assert manifest["search"] == {"kind": "hnsw", "recall@10": 1.0, "of": 32}  # so few items are all visited
     small = ship.manifest_of(tmp_path, NETWORKS[0], MATRIX, MATRIX, ABOUT, index_from=N_ITEMS + 1)
     assert small["search"] == {"kind": "exact"} and not list(tmp_path.iterdir())
-
-
-def test_items_keep_order_titles_and_counts(model):
     items = json.loads((model / "items.json").read_text(encoding="utf-8"))
     assert [item["id"] for item in items] == IDS.tolist()
     assert items[:2] == [{"id": 1, "title": "Film 1 (1990)", "genres": ["Drama"], "year": 1990},
@@ -189,7 +187,7 @@ def test_proto_actions_spread_on_the_map_as_far_as_items():
     assert np.isclose(*spread) and np.isclose(ship.place_norm(5 * proto, matrix), norm)
 
 
-def test_where_the_folder_lies_and_what_a_run_says_of_it(tmp_path):
+def test_where_the_folder_lies_and_what_a_run_says_of_it(tmp_path, monkeypatch):
     assert build_dir(DEFAULT_DATASET, tmp_path) == tmp_path / "build"
     assert build_dir("my/clicks.zip", tmp_path) == tmp_path / "data" / "clicks" / "build"
     assert artefact("x", LESSONS["11_ship"].writes[0]) == build_dir("x") / "model" / "manifest.json"
@@ -197,3 +195,7 @@ def test_where_the_folder_lies_and_what_a_run_says_of_it(tmp_path):
     assert closing_table(DEFAULT_DATASET, record, []).endswith("make serve, then http://127.0.0.1:8000")
     assert "make serve DATASET='a b'," in closing_table("a b", record, [])
     assert "make serve" not in closing_table(DEFAULT_DATASET, {}, [])
+    monkeypatch.setattr(series, "artefact", lambda dataset, path: tmp_path / "manifest.json")
+    for warning in (None, "this policy ranked no better than a plain list"):  # it is not shipped in silence
+        (tmp_path / "manifest.json").write_text(json.dumps({"warning": warning}))
+        assert ("ranked no better" in closing_table("x", record, [])) == (warning is not None)

@@ -23,38 +23,27 @@ def home(tmp_path, monkeypatch, raw):
     return folder
 
 
-def test_users_kept_apart_are_in_no_transition_trained_on(home):
-    t = task.load_task(str(home), frame_size=5, share_apart=0.2)
-    assert len(t.apart.user_ids) == 8 and not set(t.apart.user_ids) & set(t.frames.user_ids)
-    assert set(t.apart.user_ids) | set(t.frames.user_ids) == set(t.history.user_ids)
-
-
-def test_nothing_held_out_is_trained_on_and_the_longer_history_has_validation_alone(home):
+def test_nothing_held_out_is_trained_on_and_the_longer_history_has_validation_alone(home, tmp_path):
     t = task.load_task(str(home), frame_size=5)
     assert len(t.split.test) == len(t.split.valid) == 40
     assert len(t.frames.item_idx) + len(t.apart.item_idx) == len(t.split.train) == len(t.history.item_idx) == 40 * 18
     assert len(t.longer_history.item_idx) == 40 * 19
-    merged = evaluation.together(t.split.train, t.split.valid, t.split.test)
-    assert len(merged) == 800
-
-
-def test_watched_states_are_always_the_same_and_of_users_kept_apart(home):
-    t = task.load_task(str(home), frame_size=5)
-    assert (t.watched().state == t.watched().state).all()
-    assert len(t.watched().state) == len(t.apart)
-    assert len(t._replace(ids=np.arange(1 << 22), apart=t.frames).watched().state) == 128
-
-
-def test_states_end_with_gaps_when_asked_to(home):
-    plain, timed = (task.load_task(str(home), frame_size=5, times=times) for times in (False, True))
-    assert timed.watched().state.shape[1] == plain.watched().state.shape[1] + 5
-    assert timed.history.gap is not None and plain.history.gap is None
-
-
-def test_a_missing_item_matrix_names_its_lesson(home, tmp_path):
+    assert len(evaluation.together(t.split.train, t.split.valid, t.split.test)) == 800
+    t = task.load_task(str(home), frame_size=5, share_apart=0.2)  # users kept apart are in no transition trained on
+    assert len(t.apart.user_ids) == 8 and not set(t.apart.user_ids) & set(t.frames.user_ids)
+    assert set(t.apart.user_ids) | set(t.frames.user_ids) == set(t.history.user_ids)
     (tmp_path / "data" / home.name / "embeddings.npz").unlink()
     with pytest.raises(FileNotFoundError, match="03_pca"):
         task.load_task(str(home), frame_size=5)
+
+
+def test_watched_states_are_always_the_same_and_of_users_kept_apart(home):
+    t, timed = (task.load_task(str(home), frame_size=5, times=times) for times in (False, True))
+    assert timed.watched().state.shape[1] == t.watched().state.shape[1] + 5  # they end with gaps when asked to
+    assert timed.history.gap is not None and t.history.gap is None
+    assert (t.watched().state == t.watched().state).all()
+    assert len(t.watched().state) == len(t.apart)
+    assert len(t._replace(ids=np.arange(1 << 22), apart=t.frames).watched().state) == 128
 
 
 def test_a_small_data_set_is_passed_over_a_few_times(home):
@@ -82,8 +71,5 @@ def test_a_sentence_that_does_not_hold_is_printed_and_stops_only_whoever_is_stri
     monkeypatch.setenv("RECNN_STRICT", "1")
     with pytest.raises(AssertionError, match="Here it is"):
         task.text_says("ml-100k", "it ranks above 0.11", 0.05, False)
-
-
-def test_source_is_markdown_that_a_notebook_colours():
-    shown = task.source(task.text_says, task.Task).data
+    shown = task.source(task.text_says, task.Task).data  # what a notebook colours
     assert shown.startswith("```python\ndef text_says(") and "```\n```python\nclass Task" in shown

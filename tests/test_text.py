@@ -9,6 +9,7 @@ import torch
 import transformers as hf
 from tokenizers import ByteLevelBPETokenizer
 
+from helpers.agents.embeddings import last_real_token, masked_mean
 from helpers.features import SCHEMA
 from helpers.files import DataError, read_vectors
 from helpers.text import encode, item_text, load_encoder
@@ -17,15 +18,6 @@ TEXTS = {5: "toy story", 3: "a film about toys who fear a new rival in town", 9:
 WORDS = sorted({word for text in TEXTS.values() for word in text.split()})
 SMALL = dict(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
              max_position_embeddings=32)
-
-
-def masked_mean(hidden, mask):
-    mask = mask.unsqueeze(2)
-    return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
-
-
-def last_real_token(hidden, mask):
-    return hidden[torch.arange(len(hidden)), mask.sum(dim=1) - 1]
 
 
 @pytest.fixture(scope="module")

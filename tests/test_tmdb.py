@@ -95,14 +95,23 @@ def asked(log):
     return Counter(film for _, film, *_ in log)
 
 
-def test_each_film_is_asked_for_once_and_kept_one_that_tmdb_does_not_know_too(server, tmp_path):
+@pytest.mark.parametrize("torn", ['{"id": 3, "rec', '{"id": 3, "title": "é', "[1]"])
+def test_each_film_is_asked_for_once_and_kept_but_that_of_a_torn_line_also_where_a_loop_runs(server, tmp_path, torn):
     base, log = server(lambda film, nth: UNKNOWN if film == 5 else found(film))
     films, journal = [5, 3, 5, 862, 3, *range(10, 40)], tmp_path / "new" / "t.jsonl"
+    journal.parent.mkdir()
+    journal.write_bytes(b'{"id": 1, "record": {"title": "One"}}\n' + torn.encode())
     answers, failed = fetch(films, journal, base)
     assert (list(answers), failed) == (list(dict.fromkeys(films)), {})
-    assert answers == tmdb.read_journal(journal) == {film: record_of(film) for film in films} | {5: None}
-    assert fetch([862, 5], journal, base) == ({862: record_of(862), 5: None}, {})
-    assert asked(log) == dict.fromkeys(films, 1)
+    assert answers == {film: record_of(film) for film in films} | {5: None}
+    assert tmdb.read_journal(journal) == answers | {1: {"title": "One"}}
+
+    async def cell():
+        return (fetch([862, 5, 7], journal, base),  # a plain call inside a running loop
+                await tmdb.fetch([1, 8], journal, base=base))
+    assert asyncio.run(cell()) == (({862: record_of(862), 5: None, 7: record_of(7)}, {}),
+                                   ({1: {"title": "One"}, 8: record_of(8)}, {}))
+    assert asked(log) == dict.fromkeys([*films, 7, 8], 1)
 
 
 @pytest.mark.parametrize("fault", [
@@ -161,15 +170,6 @@ def test_a_missing_or_impossible_key_is_said_and_none_is_needed_where_nothing_is
     assert not key or key not in str(raised.value)
 
 
-@pytest.mark.parametrize("torn", ['{"id": 2, "rec', '{"id": 2, "title": "é', "[1]"])
-def test_the_film_of_a_torn_line_is_asked_for_again(server, tmp_path, torn):
-    (tmp_path / "t").write_bytes(b'{"id": 1, "record": {"title": "One"}}\n' + torn.encode())
-    base, log = server()
-    answers, _ = fetch([1, 2], tmp_path / "t", base)
-    assert answers == tmdb.read_journal(tmp_path / "t") == {1: {"title": "One"}, 2: record_of(2)}
-    assert asked(log) == {2: 1}
-
-
 def test_killed_no_film_is_lost_and_none_asked_for_twice(server, tmp_path):
     journal, (base, log) = tmp_path / "t.jsonl", server()
     program = (f"from helpers.extra import tmdb; from pathlib import Path; "
@@ -186,16 +186,6 @@ def test_killed_no_film_is_lost_and_none_asked_for_twice(server, tmp_path):
     answers, failed = fetch(range(1, 301), journal, base)
     assert (answers, failed) == ({film: record_of(film) for film in range(1, 301)}, {})
     assert asked(log) - before == Counter(set(range(1, 301)) - kept)
-
-
-def test_runs_where_a_loop_runs_already_and_can_be_awaited(server, tmp_path):
-    base, _ = server()
-
-    async def cell():
-        return (fetch([1], tmp_path / "t", base),  # a plain call inside a running loop
-                await tmdb.fetch([2], tmp_path / "t", base=base))
-
-    assert asyncio.run(cell()) == (({1: record_of(1)}, {}), ({2: record_of(2)}, {}))
 
 
 @pytest.mark.parametrize("key", [KEY_V3, KEY_V4])

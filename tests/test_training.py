@@ -28,25 +28,19 @@ def test_makes_exactly_the_steps_asked_for_and_logs_the_first_and_the_last(frame
     assert len(made) == 27 and log.index.tolist() == [1, 10, 20, 27] and (log["loss"] == -2e6).all()
 
 
-def test_every_epoch_is_all_transitions_in_an_order_of_its_own_and_of_the_seed(frames):
-    seen = []
-    fit(frames, lambda index: seen.append(index) or {}, batch_size=3, seed=2)
-    epochs = [torch.cat(seen[:3]), torch.cat(seen[3:])]
-    for epoch, order in enumerate(epochs):
-        assert torch.equal(order, torch.cat(list(frames.sample(3, seed=2000 + epoch))))
-    assert not torch.equal(*epochs)
-
-
 @pytest.mark.parametrize("shuffle_ties", [True, False])
-def test_ties_are_put_in_another_order_at_every_pass(twenty_users, shuffle_ties):
-    frames, seen = twenty_users, []
+def test_every_pass_and_its_ties_have_an_order_of_their_own_and_of_the_seed(twenty_users, shuffle_ties):
+    frames, seen, batches = twenty_users, [], []
     frames.tied[1:] = ~frames.is_last[:-1]  # each log is of one second
     as_they_came = frames.item_idx.clone()
     frames.shuffle_ties(9)
-    fit(frames, lambda index: seen.append(frames.item_idx.clone()) or {}, batch_size=60, max_steps=12, seed=3,
-        shuffle_ties=shuffle_ties)
+    fit(frames, lambda index: seen.append(frames.item_idx.clone()) or batches.append(index) or {}, batch_size=60,
+        max_steps=12, seed=3, shuffle_ties=shuffle_ties)
     assert torch.equal(frames.item_idx, as_they_came)
     for step, order in enumerate(seen):  # 240 transitions, so four batches a pass
+        if step % 4 == 0:
+            passed = frames.sample(60, seed=3000 + step // 4)
+        assert torch.equal(batches[step], next(passed))
         frames.shuffle_ties(3000 + step // 4 if shuffle_ties else None)
         assert torch.equal(order, frames.item_idx), step
     assert len({tuple(order.tolist()) for order in seen}) == (3 if shuffle_ties else 1)

@@ -71,11 +71,8 @@ def test_the_losses_by_hand_for_the_places_that_have_a_next_state(history):
     assert behaviour.item() == pytest.approx(-torch.stack(log_p).mean().item(), rel=1e-4)
     drawn = [errors[round(each, 4)].item() for each in q.tolist()]
     assert critic.item() == pytest.approx(np.mean(drawn), rel=1e-3) and len(drawn) > 0
-
-
-def test_windows_without_a_second_step_teach_the_actor_alone(history):
-    short = whole_log.read_windows(history, np.array([1]), np.array([3]))
-    behaviour, critic, _ = whole_log.whole_log_losses(agent_of(history), *short, 0.5, 0.3)
+    short = whole_log.read_windows(history, np.array([1]), np.array([3]))  # without a second step for the critic
+    behaviour, critic, _ = whole_log.whole_log_losses(agent, *short, gamma, beta)
     assert behaviour > 0 and critic == 0
 
 

@@ -100,16 +100,19 @@ def in_order(log: pa.Table) -> pa.Table:
 def shard_ratings(source: str | Path, folder: str | Path, n_shards: int) -> pd.DataFrame:
     """Bring each user's ratings together, sorted by `in_order`: Parquet → Ray Data → n_shards Parquet files.
 
-    `source` and `folder` are folders, or addresses in an object store (s3://, gs://); the source has `RATING_COLUMNS`
-    and maybe `place`, the row's place in the log as it came. DataError if there is nothing, or it lacks a column.
-    Beside the shards a manifest is written last, and returned: one row a shard, `shard`, `users`, `ratings`.
+    Args:
+        source: folder of Parquet files, or an object store's address (s3://, gs://): `RATING_COLUMNS`, and maybe
+            `place`, the row's place in the log as it came. DataError if there is nothing, or it lacks a column.
+        folder: where the shards go, and when all are there a manifest, which is what is returned: one row a shard,
+            `shard`, `users`, `ratings`.
     """
     data, (filesystem, path) = ray().data, _place(folder)
     try:
         names = pyarrow.dataset.dataset(_address(source), format="parquet").schema.names
     except (FileNotFoundError, pa.ArrowInvalid) as error:
         raise DataError(f"no Parquet files to read at {source} ({str(error).splitlines()[0]})") from error
-    if lacking := [name for name in RATING_COLUMNS if name not in names]:
+    lacking = [name for name in RATING_COLUMNS if name not in names]
+    if lacking:
         raise DataError(f"the ratings at {source} lack {', '.join(lacking)}; they have {', '.join(names)}")
 
     def add_shard(batch: pa.Table) -> pa.Table:
@@ -181,10 +184,12 @@ def share(matrix: np.ndarray) -> Any:
                         f"with a larger object_store_memory") from error
 
 
-def shared_frames(ratings: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, frame_size: int) -> Frames:
+def shared_frames(ratings: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, frame_size: int,
+                  device: str | torch.device = "cpu") -> Frames:
     """Return Frames whose item matrix is the node's own copy, of which `Frames` alone would keep another."""
-    frames = Frames(ratings, item_ids, matrix, frame_size)
-    frames.items = torch.from_numpy(matrix)  # the store's memory is read-only, and nobody writes to it
+    frames = Frames(ratings, item_ids, matrix, frame_size, device)
+    if frames.device.type == "cpu":
+        frames.items = torch.from_numpy(matrix)  # the store's memory is read-only, and nobody writes to it
     return frames
 
 
@@ -202,7 +207,10 @@ def average_gradients(agent: dict[str, Any]) -> None:
 
 
 def _last_copy(agent: dict[str, Any], rank: int, n: int) -> dict[str, Any] | None:
-    """Return this worker's copy in Ray Train's last checkpoint; worker 0's if there were more or fewer; or None."""
+    """Return this worker's copy in the last checkpoint of Ray Train, or None if there is no checkpoint yet.
+
+    With another number of workers than before, each takes worker 0's, with an order and priorities of its own.
+    """
     checkpoint = ray().train.get_checkpoint()
     if checkpoint is None:
         return None
@@ -216,11 +224,11 @@ def _last_copy(agent: dict[str, Any], rank: int, n: int) -> dict[str, Any] | Non
 
 def _worker(config: dict[str, Any]) -> None:
     """Train as one of several: what Ray Train runs in every worker."""
-    engine, train = ray(), ray().train
-    context = train.get_context()
+    engine = ray()
+    train, context = engine.train, engine.train.get_context()
     rank, n = context.get_world_rank(), context.get_world_size()
     frames = shared_frames(read_shards(config["folder"], rank, n), config["item_ids"], engine.get(config["matrix"]),
-                           config["frame_size"])
+                           config["frame_size"], train.torch.get_device())
     update, agent, options = config["make"](frames)
     average_gradients(agent)
     options = config["fit"] | options
@@ -237,7 +245,8 @@ def _worker(config: dict[str, Any]) -> None:
 
 def train_together(make: Callable[[Frames], tuple[Callable, dict, dict]], folder: str | Path, item_ids: np.ndarray,
                    matrix: Any, n_workers: int, *, frame_size: int, batch_size: int, max_steps: int,
-                   storage: str | Path, name: str, max_failures: int = 3, **fit: Any) -> tuple[dict, pd.DataFrame]:
+                   storage: str | Path, name: str, use_gpu: bool = False, max_failures: int = 3,
+                   **fit: Any) -> tuple[dict[str, Any], pd.DataFrame]:
     """Train one agent with Ray Train, data parallel: each worker on its shards, every step by the mean gradient.
 
     Return the states of the agent's parts at the last step, and the rows that worker 0 has logged. When a worker or a
@@ -253,7 +262,8 @@ def train_together(make: Callable[[Frames], tuple[Callable, dict, dict]], folder
         max_failures: how many times workers may be lost.
         fit: arguments of `training.fit`, e.g. `safe_every`, the steps between two checkpoints.
     """
-    engine, train = ray(), ray().train
+    engine = ray()
+    train, kind = engine.train, "GPU" if use_gpu else "CPU"
     config = dict(make=make, folder=_address(folder), item_ids=np.asarray(item_ids), matrix=matrix,
                   frame_size=frame_size, batch_size=batch_size, fit=dict(fit, max_steps=max_steps))
     run = train.RunConfig(  # whether to try again is decided here: Ray would also retry what cannot succeed
@@ -265,21 +275,21 @@ def train_together(make: Callable[[Frames], tuple[Callable, dict, dict]], folder
     result = None
     while result is None:
         try:
+            workers = train.ScalingConfig(num_workers=n_workers, use_gpu=use_gpu)
             result = train.torch.TorchTrainer(_worker, train_loop_config=config, run_config=run,
-                                              scaling_config=train.ScalingConfig(num_workers=n_workers)).fit()
+                                              scaling_config=workers).fit()
         except train.ControllerError as error:
-            room = int(sum(node["Resources"].get("CPU", 0) for node in engine.nodes() if node["Alive"]))
+            room = int(sum(node["Resources"].get(kind, 0) for node in engine.nodes() if node["Alive"]))
             if not 0 < room < n_workers:
-                raise DataError(f"training on the cluster could not start with {n_workers} workers on {room} CPUs "
-                                f"({str(error).strip().splitlines()[-1]})") from error
-            print(f"no room for {n_workers} workers: going on with {room}, one for each CPU that is there")
+                raise DataError(f"training on the cluster could not start with {n_workers} workers on {room} {kind}s "
+                                f"({_last_line(error)})") from error
+            print(f"no room for {n_workers} workers: going on with {room}, one for each {kind} that is there")
             n_workers = room
         except train.TrainingFailedError as error:
             max_failures -= 1
-            if reason := _own_words(error):
-                raise DataError(reason) from error
-            if max_failures < 0:
-                raise DataError(f"workers were lost too often: {str(error).strip().splitlines()[-1]}") from error
+            reason = _own_words(error)
+            if reason or max_failures < 0:
+                raise DataError(reason or f"workers were lost too often: {_last_line(error)}") from error
     with result.checkpoint.as_directory() as kept:
         state = torch.load(Path(kept) / "worker-00000.pt", map_location="cpu", weights_only=True)
     return state["parts"], pd.DataFrame(state["rows"]).set_index("step")
@@ -288,8 +298,12 @@ def train_together(make: Callable[[Frames], tuple[Callable, dict, dict]], folder
 def _own_words(error: Exception) -> str:
     """Return what a worker found wrong, or nothing if it was lost."""
     for cause in getattr(error, "worker_failures", {}).values():
-        while cause:
-            if isinstance(cause, DataError | training.TrainingError):
-                return str(cause)
+        while cause and not isinstance(cause, DataError | training.TrainingError):
             cause = cause.__cause__
+        if cause:
+            return str(cause)
     return ""
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]

@@ -11,6 +11,7 @@ What it cannot say: how impatient people are. `observed_habits` says what a log 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import gymnasium
 import numpy as np
 import pandas as pd
 import torch
@@ -271,18 +272,65 @@ def planner(world: World, habits: Habits, trust: float = 0.6) -> Policy:
     return policy
 
 
-def observed_habits(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.ndarray, n: int = 200) -> pd.DataFrame:
+class Guests(gymnasium.Env):
+    """One simulated person after another, for any agent that speaks Gymnasium: "recnn/Guests-v0".
+
+    Action: Discrete(n), a row of the item matrix. Observation: Box (F·(E+1),) float32, the state of `Transition`.
+    Reward: 1 if the film is taken, else 0. Terminated: the person left. Truncated: no step is left. A film that was
+    shown before is refused: it earns −1, and nothing follows but that a step is gone. `reset(seed=…)` with the same
+    seed is the same person with the same random numbers; options={"user": row} chooses the person.
+    """
+
+    def __init__(self, world: World, item_matrix: np.ndarray, habits: Habits = HABITS, length: int = 100):
+        self.world, self.habits, self.length = world, habits, length
+        self.items = torch.as_tensor(item_matrix, dtype=torch.float32)
+        if len(self.items) != len(world.item_ids):
+            raise DataError(f"an item matrix of {len(self.items)} rows for {len(world.item_ids)} films of the world")
+        self.observation_space, self.action_space = simulator.spaces_of(self.items, world.first.shape[1], world.stars)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        user = (options or {}).get("user", self.np_random.integers(len(self.world.user_ids)))
+        self.visits = Visits(self.world, self.habits, torch.tensor([int(user)]), int(self.np_random.integers(1 << 31)),
+                             self.length)
+        return self.visits.states(self.items)[0].numpy(), {"user_id": self.world.user_ids[int(user)].item()}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        refused, reward, left, info = bool(self.visits.shown[0, int(action)]), -1.0, False, {"stars": 0.0}
+        if refused:
+            self.visits.steps += 1
+        else:
+            _, taken, stars, gone = self.visits.step(torch.tensor([int(action)]))
+            reward, left, info = float(taken), bool(gone), {"stars": float(stars)}
+        cut = not left and self.visits.steps >= self.visits.length
+        info |= {"refused": refused, "satisfaction": float(self.visits.satisfaction)}
+        return self.visits.states(self.items)[0].numpy(), reward, left, cut, info
+
+    def action_masks(self) -> np.ndarray:
+        """Return (n,) bool: the films not shown yet, as sb3-contrib's MaskablePPO asks for them."""
+        return ~self.visits.shown[0].numpy()
+
+
+gymnasium.register("recnn/Guests-v0", entry_point=Guests)
+
+
+def observed_habits(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.ndarray, n: int = 200,
+                    most: int = 2_000) -> pd.DataFrame:
     """Return what a log with times says of `Habits`: estimate and 95 % interval over users (n draws), by observation.
 
     "impatience, of a session's end" and "…, of never coming back" are minus the slopes of the log-odds that the next
     rating comes after an hour or more, or never, on satisfaction as `Visits` has it: ratings minus the user's own mean,
     weighed by age. "satiation" is minus the slope of a rating, minus its user's and film's means, on the cosine with
-    the film before. Nobody chose at random what these people saw, so none of these is an effect.
+    the film before. Nobody chose at random what these people saw, so none of these is an effect. Of more users than
+    `most` a part is drawn, the same each time.
     """
     log = in_order(ratings)
     log = log[log.groupby("user_id")["item_id"].transform("size") >= 20].reset_index(drop=True)
     if log.empty:
         raise DataError("nobody has 20 ratings: the log says nothing of habits")
+    if len(users := log["user_id"].unique()) > most:
+        some = np.random.default_rng(0).choice(users, most, replace=False)
+        log = log[log["user_id"].isin(some)].reset_index(drop=True)
     user = pd.factorize(log["user_id"])[0]
     mean = log.groupby(user)["rating"].transform("mean")
     deviation = (log["rating"] - mean).astype(np.float64)

@@ -219,6 +219,13 @@ def _steps(world: World, matrix: np.ndarray, frame_size: int, mode: str, length:
     return length
 
 
+def spaces_of(items: Tensor, frame_size: int, stars: np.ndarray | Tensor) -> tuple[gymnasium.Space, gymnasium.Space]:
+    """Return the spaces of states and of actions: items (n, E), and the ratings there are, ascending."""
+    low, high = (np.repeat(np.float32(ends), [frame_size * items.shape[1], frame_size])
+                 for ends in ((items.min(), stars[0]), (items.max(), stars[-1])))
+    return gymnasium.spaces.Box(low, high, dtype=np.float32), gymnasium.spaces.Discrete(len(items))
+
+
 class Users(gymnasium.Env):
     """One simulated user after another, for any agent that speaks Gymnasium: "recnn/Users-v0"; arguments as in `play`.
 
@@ -236,10 +243,7 @@ class Users(gymnasium.Env):
         self.world, self.frame_size, self.mode, self.habits = world, frame_size, mode, habits
         self.who = world.user_ids[world.begin(frame_size)[0]]
         self.items = torch.as_tensor(item_matrix, dtype=torch.float32)
-        low, high = (np.repeat(np.float32(ends), [frame_size * self.items.shape[1], frame_size])
-                     for ends in ((self.items.min(), world.stars[0]), (self.items.max(), world.stars[-1])))
-        self.observation_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
-        self.action_space = gymnasium.spaces.Discrete(len(self.items))
+        self.observation_space, self.action_space = spaces_of(self.items, frame_size, world.stars)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
