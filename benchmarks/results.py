@@ -115,13 +115,13 @@ def slate_metrics(slates: np.ndarray, similarity: np.ndarray, train: pd.DataFram
             "novelty": float(-np.log2(raters[slates[filled]] / train["user_id"].nunique()).mean())}
 
 
-def train_agent(frames: Frames, seed: int, **weights: float) -> tuple[dict, float]:
+def train_agent(frames: Frames, seed: int, max_steps: int = MAX_STEPS, **weights: float) -> tuple[dict, float]:
     """Return (lesson 05's agent, CPU seconds); with value_weight=0 the supervised baseline."""
     started = time.process_time()
     agent = ddpg.new_agent(seed, FRAME_SIZE, frames.embed_size, **SETTINGS.for_agent())
     step = partial(ddpg.update, agent, frames, **SETTINGS.for_update() | weights)
-    training.fit(step, frames, agent, batch_size=SETTINGS.batch_size, max_steps=MAX_STEPS, seed=seed,
-                 shuffle_ties=True, safe_every=MAX_STEPS, log_every=100, desc=f"{weights or 'DDPG'}, seed {seed}")
+    training.fit(step, frames, agent, batch_size=SETTINGS.batch_size, max_steps=max_steps, seed=seed,
+                 shuffle_ties=True, safe_every=max_steps, log_every=100, desc=f"{weights or 'DDPG'}, seed {seed}")
     return agent, time.process_time() - started
 
 
