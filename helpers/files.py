@@ -79,11 +79,14 @@ def need(path: Path, made_by: str) -> Path:
 
 @contextmanager
 def writing(path: Path, wait: float = 5) -> Iterator[None]:
-    """Be the only one who writes an artefact; another has `wait` seconds to end, then a DataError names its process."""
+    """Be the only one who writes an artefact and what lies beside it; it may be entered again.
+
+    Another writer has `wait` seconds to end, then a DataError names its process.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     place = path.with_name(f".{path.name}.lock")
-    lock = FileLock(place, is_singleton=True, on_acquired=lambda lock: os.write(lock, str(os.getpid()).encode()))
+    lock = FileLock(place, is_singleton=True, on_acquired=_sign)  # one function: filelock refuses another
     try:
         lock.acquire(timeout=wait)
     except Timeout as error:
@@ -96,6 +99,10 @@ def writing(path: Path, wait: float = 5) -> Iterator[None]:
         if lock.lock_counter == 1:  # whoever waits looks whether the file is still the one that it has opened
             place.unlink(missing_ok=True)
         lock.release()
+
+
+def _sign(lock: int) -> None:
+    os.write(lock, str(os.getpid()).encode())
 
 
 @contextmanager
