@@ -111,7 +111,7 @@ results: .venv/ready data/results-env/ready
 	for protocol in last-5 last-1 temporal; do \
 		data/results-env/bin/python benchmarks/baselines.py data/$(DATASET)/results/$$protocol || exit 1; done
 	$(BIN)/python -m benchmarks.results --dataset "$(DATASET)" --add-scores
-	for study in foresight reinforce estimates; do \
+	for study in field foresight reinforce estimates; do \
 		$(BIN)/python -m benchmarks.$$study --dataset "$(DATASET)" || exit 1; done
 
 book: .venv/ready-dev
