@@ -153,3 +153,10 @@ def test_an_agent_of_others_learns_here():
                 target_update_interval=50, exploration_fraction=0.6, policy_kwargs={"net_arch": [32]}, seed=0)
     agent.learn(600)
     assert agent.predict(env.reset(seed=0)[0], deterministic=True)[0] == 7
+
+
+def test_of_many_users_some_are_drawn_whole_and_the_same_each_time():
+    log = pd.DataFrame({"user_id": np.repeat(np.arange(30), 4), "item_id": np.tile(np.arange(4), 30)})
+    some = foresight.some_users(log, 7)
+    assert some["user_id"].nunique() == 7 and len(some) == 28 and some.equals(foresight.some_users(log, 7))
+    assert foresight.some_users(log, 30) is log

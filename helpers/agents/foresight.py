@@ -64,16 +64,13 @@ class Setting(NamedTuple):
 
 
 def setting_of(ratings: pd.DataFrame, infos: dict, texts: dict, all_ids: np.ndarray, content: np.ndarray, seed: int,
-               share: float = 0.5, seen_enough: int = 10, most: tuple[int, int] = (600, 1_500),
-               others: int = 20_000) -> Setting:
+               share: float = 0.5, seen_enough: int = 10, most: tuple[int, int] = (600, 1_500)) -> Setting:
     """Draw a `share` of the users for a world; films rated `seen_enough` times there; `most`: of them, and films."""
     users, rng = np.sort(ratings["user_id"].unique()), np.random.default_rng(seed)
     of_world = ratings["user_id"].isin(rng.choice(users, min(most[0], int(share * len(users))), replace=False))
     counts = ratings[of_world].groupby("item_id").size()
     kept = np.isin(all_ids, counts[counts >= min(seen_enough, counts.median())].nlargest(most[1]).index)
-    known = ratings[~of_world & ratings["item_id"].isin(all_ids[kept])]
-    if known["user_id"].nunique() > others:
-        known = known[known["user_id"].isin(rng.choice(known["user_id"].unique(), others, replace=False))]
+    known = foresight.some_users(ratings[~of_world & ratings["item_id"].isin(all_ids[kept])], 20_000)
     matrix = features.item_matrix(known, infos, texts)[kept]
     frames = Frames(known, all_ids[kept], item_vectors(known, matrix, all_ids[kept]).numpy(), frame_size=10)
     world = foresight.fit_world(ratings[of_world], all_ids[kept], content[kept])

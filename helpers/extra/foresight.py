@@ -314,6 +314,14 @@ class Guests(gymnasium.Env):
 gymnasium.register("recnn/Guests-v0", entry_point=Guests)
 
 
+def some_users(ratings: pd.DataFrame, most: int) -> pd.DataFrame:
+    """Return the ratings of `most` users, drawn at random, the same each time; all where there are no more."""
+    users = ratings["user_id"].unique()
+    if len(users) <= most:
+        return ratings
+    return ratings[ratings["user_id"].isin(np.random.default_rng(0).choice(users, most, replace=False))]
+
+
 def observed_habits(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.ndarray, n: int = 200,
                     most: int = 2_000) -> pd.DataFrame:
     """Return what a log with times says of `Habits`: estimate and 95 % interval over users (n draws), by observation.
@@ -325,12 +333,9 @@ def observed_habits(ratings: pd.DataFrame, item_ids: np.ndarray, similarity: np.
     `most` a part is drawn, the same each time.
     """
     log = in_order(ratings)
-    log = log[log.groupby("user_id")["item_id"].transform("size") >= 20].reset_index(drop=True)
+    log = some_users(log[log.groupby("user_id")["item_id"].transform("size") >= 20], most).reset_index(drop=True)
     if log.empty:
         raise DataError("nobody has 20 ratings: the log says nothing of habits")
-    if len(users := log["user_id"].unique()) > most:
-        some = np.random.default_rng(0).choice(users, most, replace=False)
-        log = log[log["user_id"].isin(some)].reset_index(drop=True)
     user = pd.factorize(log["user_id"])[0]
     mean = log.groupby(user)["rating"].transform("mean")
     deviation = (log["rating"] - mean).astype(np.float64)
