@@ -109,9 +109,9 @@ def table(runs: dict[str, dict]) -> str:
     """Return what whole runs took, as docs/own_data.md shows it."""
     if not runs:
         return "`python -m benchmarks.scale ml-100k ml-1m` measures whole runs: minutes, memory, disk. None is stored."
-    lines = ["| data set | ratings | items | minutes | of them to a slate | memory, GB | disk, GB |",
-             "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
-    lines += [f"| {name} | {row['ratings']:,} | {row['films']:,} | {row['minutes']:.0f} | "
+    lines = ["| data set | ratings | items | lessons | minutes | of them to a slate | memory, GB | disk, GB |",
+             "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    lines += [f"| {name} | {row['ratings']:,} | {row['films']:,} | {row['lessons']} | {row['minutes']:.0f} | "
               f"{row['minutes to a slate']:.0f} | {row['peak_gb']:.1f} | {row['disk_gb']:.1f} |"
               for name, row in runs.items()]
     return "\n".join(lines)
