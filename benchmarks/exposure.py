@@ -21,6 +21,7 @@ from torch import Tensor
 
 from benchmarks.results import FRAME_SIZE, SETTINGS, STAR_WEIGHT, policy_of, train_agent
 from helpers import evaluation, features, liking, recommenders
+from helpers.agents import ddpg
 from helpers.files import DEFAULT_DATASET, DataError, res_dir, write_json
 from helpers.frames import Frames
 from helpers.recommenders import Recommender
@@ -76,9 +77,7 @@ def fit_factors(log: pd.DataFrame, weight: np.ndarray, shape: tuple[int, int], s
     for _ in range(steps):
         error = mean + of_user[user] + of_item[item] + (p[user] * q[item]).sum(dim=1) - rating
         loss = (w * error.square()).sum() + ridge * sum(part.square().sum() for part in parts)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+        ddpg.descend(optimiser, loss)
     return (mean + of_user[:, None] + of_item + p @ q.T).detach()
 
 
