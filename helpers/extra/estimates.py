@@ -161,7 +161,7 @@ def read_open_bandit(folder: Path) -> pd.DataFrame:
 
     DataError: no such file, a column is missing, a propensity outside (0, 1] or a click that is neither 0 nor 1.
     """
-    path = datasets.find(folder, "[!i]*.csv")  # beside item_context.csv
+    path = next((path for path in sorted(Path(folder).glob("*.csv")) if path.name != "item_context.csv"), None)
     if path is None:
         raise DataError(f"{shown(folder)} holds no log of the Open Bandit data: delete the folder and run this again")
     table = checked(datasets.read_table(path, ",", dtype=None), path.name, "timestamp", "item_id", "position", "click",
