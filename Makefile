@@ -85,8 +85,8 @@ $(CHECKED): check-%:
 	$(NBVAL) $(if $(FULL),--nbval notes,$(if $(filter $*,$(SHORT)),--nbval-lax .test/short,--nbval notes))/$*_*.ipynb
 check-05 check-12 check-13 check-15 check-16 check-17: check-data
 check-05b: check-05
-check-06 check-07 check-08 check-10 check-11 check-14: check-05b
-check-09 check-10b: check-06 check-07 check-08
+check-06 check-07 check-08 check-11 check-14: check-05b
+check-09 check-10 check-10b: check-06 check-07 check-08
 
 faults: .venv/ready-dev
 	$(BIN)/python -m benchmarks.faults

@@ -79,6 +79,7 @@ class Frames(torch.utils.data.Dataset):
         self.frame_size, self.embed_size = frame_size, int(item_matrix.shape[1])
         self.device, self._pool = torch.device(device), Pool()
         self._as_they_came: tuple[Tensor, Tensor] | tuple[()] = ()  # items and ratings before ties were shuffled
+        self.order: Tensor | slice = slice(None)  # (n_ratings,) which rating stands where, as ties are shuffled
         self.item_ids, put = np.asarray(item_ids), partial(torch.as_tensor, device=device)
         self.items = put(item_matrix, dtype=torch.float32).clone(memory_format=torch.contiguous_format)  # (n_items, E)
         self.item_idx = put(rows_of(ratings["item_id"], item_ids))            # (n_ratings,) rows of the item matrix
@@ -136,12 +137,12 @@ class Frames(torch.utils.data.Dataset):
         if seed is None and not self._as_they_came:
             return
         self._as_they_came = self._as_they_came or (self.item_idx.clone(), self.rating.clone())
-        order: Tensor | slice = slice(None)
+        self.order = slice(None)
         if seed is not None:  # seconds are numbered in their order, and what is drawn is less than 1
             drawn = np.random.default_rng(seed).random(len(self.tied))
-            order = torch.as_tensor(np.argsort((~self.tied).cumsum(0).numpy() + drawn), device=self.device)
+            self.order = torch.as_tensor(np.argsort((~self.tied).cumsum(0).numpy() + drawn), device=self.device)
         for field, as_it_came in zip((self.item_idx, self.rating), self._as_they_came, strict=True):
-            field.copy_(as_it_came[order])
+            field.copy_(as_it_came[self.order])
 
     def next_items(self, index: Tensor, n: int = 1) -> Tensor:
         """Return (B, n) rows of the item matrix: each logged action and the n − 1 after it; −1 beyond the log."""
@@ -194,8 +195,7 @@ class Frames(torch.utils.data.Dataset):
 
     def states_until(self, first: np.ndarray, end: np.ndarray) -> Tensor:
         """Return (n, F·(E+1)): the last F of the ratings `first` … `end` − 1, padded with zeros at their old end."""
-        rows = torch.as_tensor(end, device=self.device).unsqueeze(1)
-        rows = rows + torch.arange(-self.frame_size, 0, device=self.device)
+        rows = torch.as_tensor(end, device=self.device).unsqueeze(1) + torch.arange(-self.frame_size, 0).to(self.device)
         real = rows >= torch.as_tensor(first, device=self.device).unsqueeze(1)
         rows = rows * real  # where there is none the very first, whose gap is 0
         state = flatten(self.items[self.item_idx[rows]] * real.unsqueeze(2), self.rating[rows] * real)

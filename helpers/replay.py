@@ -62,6 +62,22 @@ class Prioritised:
             node = np.unique(node // 2)
             self.tree[node] = self.tree[2 * node] + self.tree[2 * node + 1]
 
+    def follow(self, before: Tensor, now: Tensor) -> None:
+        """Let priorities follow their ratings: before, now (n,) say which rating each transition leads to.
+
+        Where none led to a rating before, it gets the largest priority, as what was never drawn does in the paper.
+
+        >>> replay = Prioritised(3, alpha=1.0, epsilon=0.0)
+        >>> replay.update(torch.arange(3), torch.tensor([1.0, 2.0, 5.0]))
+        >>> replay.follow(torch.tensor([4, 5, 6]), torch.tensor([5, 3, 4]))
+        >>> replay.tree[replay.leaf:replay.leaf + 3]
+        array([2., 5., 1.])
+        """
+        priority = self.tree[self.leaf:self.leaf + self.n]
+        of_rating = np.full(1 + int(max(before.max(), now.max())), priority.max())
+        of_rating[before.numpy()] = priority
+        self._plant(of_rating[now.numpy()])
+
     def probability(self) -> Tensor:
         """Return (n,), how likely each transition is to be drawn."""
         return torch.from_numpy(self.tree[self.leaf:self.leaf + self.n] / self.tree[1])

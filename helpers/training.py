@@ -89,7 +89,8 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
         parts: networks, optimisers and the like by name (anything with `state_dict` and `load_state_dict`).
         watch: step → further numbers to log, every `log_every` steps and at the first and the last.
         safe_every: least steps between two copies of `parts`, to go back to if training fails.
-        shuffle_ties: with every pass over the log, put ratings of one second in another order (see `Frames`).
+        shuffle_ties: with every pass over the log, put ratings of one second in another order (see `Frames`); the
+            priorities of parts["replay"] follow their ratings.
         limit: no logged number may be larger; rewards of −4 … 5 discounted by 0.99 make returns of at most 500.
         bf16: let `autocast` decide how matrices are multiplied; False keeps to float32.
         start: a copy to go on from, to the same end as if training had never stopped; None begins at step 1.
@@ -105,11 +106,18 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
     shuffled = chain.from_iterable(frames.sample(batch_size, seed=1000 * seed + epoch) for epoch in count())
     batches = islice(shuffled, kept["step"], None) if sample is None else (sample(batch_size) for _ in count())
     bar = tqdm(range(first, max_steps + 1), desc, max_steps, initial=kept["step"], unit="step", leave=False)
-    frames.shuffle_ties(None)
+
+    def shuffle(step: int, follow: bool = True) -> None:
+        before = _ratings(frames) if follow and "replay" in parts else None
+        frames.shuffle_ties(1000 * seed + (step - 1) // per_pass if shuffle_ties and step else None)
+        if before is not None:  # a priority belongs to a rating, wherever that stands
+            parts["replay"].follow(before, _ratings(frames))
+
+    shuffle(kept["step"], follow=False)
     try:
         for step in bar:
-            if shuffle_ties and (step == first or (step - 1) % per_pass == 0):
-                frames.shuffle_ties(1000 * seed + (step - 1) // per_pass)
+            if shuffle_ties and (step - 1) % per_pass == 0:
+                shuffle(step)
             with autocast(frames.device, bf16):
                 scalars = update(next(batches))
             if step > 1 and step % log_every and step < max_steps:
@@ -132,12 +140,19 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
                     keep(kept)
     except ValueError as error:  # of a check, or of a replay or a distribution that is given NaN, say
         restore(parts, kept["parts"])
+        shuffle(kept["step"], follow=False)
         reason = str(error).partition("\n")[0]
         raise TrainingError(f"step {step}: {reason}; all parts are back at step {kept['step']}") from error
     finally:
         bar.close()
-        frames.shuffle_ties(None)
+        shuffle(0)
     return pd.DataFrame(rows or {"step": []}).set_index("step")
+
+
+def _ratings(frames: Frames) -> Tensor:
+    """Return (n,): which rating the action of each transition is, numbered in the order that they came in."""
+    numbers = torch.arange(len(frames.rating), device=frames.device)[frames.order]
+    return numbers[frames.start.long() + frames.frame_size].cpu()
 
 
 def _finite(value: Any) -> bool:

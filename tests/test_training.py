@@ -99,6 +99,34 @@ def run_noisy(frames, rate=1e-2, max_steps=23, stop_at=None, prioritised=True, *
     return table, parts, made
 
 
+def test_a_priority_follows_its_rating_when_ties_are_shuffled_and_when_they_go_back(twenty_users):
+    frames, replay, wanted = twenty_users, Prioritised(len(twenty_users), alpha=1.0, epsilon=0.0), {}
+    frames.tied[1:] = ~frames.is_last[:-1]  # each log is of one second
+    frames.rating.copy_(torch.arange(len(frames.rating)))  # every rating has a name
+    names = list[set]()
+
+    def check():
+        name = (frames.gather(torch.arange(len(frames))).reward[:, 0] / 2 + 2.5).tolist()
+        highest = max(wanted.values(), default=1)  # of what had no frame before it
+        known = {one: wanted.get(one, highest) for one in name}
+        assert np.allclose(replay.tree[replay.leaf:replay.leaf + replay.n], list(known.values()), rtol=1e-6)
+        wanted.clear()
+        wanted.update(known)
+        return name
+
+    def update(_):
+        name = check()
+        names.append(set(name))
+        wanted.update({one: 1 + one for one in name})
+        replay.update(torch.arange(len(frames)), 1 + torch.tensor(name))
+        return {}
+    fit(frames, update, {"replay": replay}, batch_size=60, max_steps=12, seed=3, shuffle_ties=True)
+    check()
+    fit(frames, update, {"replay": replay}, batch_size=60, max_steps=5, seed=4, shuffle_ties=True)
+    check()
+    assert len({frozenset(some) for some in names}) == 5  # in each pass other ratings have a whole frame before them
+
+
 def assert_same(run, other):
     pd.testing.assert_frame_equal(run[0], other[0])
     for a, b in zip(run[1]["net"].parameters(), other[1]["net"].parameters(), strict=True):
