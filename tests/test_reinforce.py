@@ -98,15 +98,18 @@ def test_a_written_log_says_how_likely_each_film_was():
     world, actor = world_of(rng.normal(size=(50, 12)), np.zeros((50, 12))), Constant(np.linspace(-1, 1, 12))
     log = reinforce.written_log(world, PATIENT, actor, torch.eye(12), torch.arange(50), k=3)
     log_pi = log_policy(actor(torch.zeros(1, 1)), torch.eye(12))[0]
-    assert torch.allclose(log.log_b, log_pi[log.item]) and torch.equal(reinforce.log_chances(actor, log), log.log_b)
+    assert torch.allclose(log.log_b, log_pi[log.item])
+    some = torch.tensor([7, 3, 7])
+    assert torch.equal(reinforce.log_chances(actor, log, some, block=2), log.log_b[some])
     assert log.last.sum() == 50 and len(log) == 50 * 3  # ten films are left, three slates of three
 
 
 def test_the_behaviour_head_finds_beta():
     log = log_by(BETA, TAKEN, 2_000)
     head = reinforce.fit_behaviour(log, 0, 150, hidden_size=8, encoder="drr-ave")
-    assert reinforce.log_chances(head, log).exp().mean().item() == pytest.approx(np.square(BETA).sum(), abs=0.03)
-    assert (reinforce.log_chances(head, log) - log.log_b).abs().max() < 0.3
+    estimated = reinforce.log_chances(head, log, torch.arange(len(log)))
+    assert estimated.exp().mean().item() == pytest.approx(np.square(BETA).sum(), abs=0.03)
+    assert (estimated - log.log_b).abs().max() < 0.3
 
 
 def test_imitation_follows_what_was_taken_and_reinforce_what_was_taken_more_often():

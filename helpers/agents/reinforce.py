@@ -38,10 +38,10 @@ def fit_behaviour(frames: Frames | acting.Sessions, seed: int, steps: int, **opt
 
 
 @torch.no_grad()
-def log_chances(actor: nn.Module, frames: Frames | acting.Sessions, block: int = 1024) -> Tensor:
-    """Return (N,) log-probabilities of the film of each step of a log, by an actor's softmax."""
+def log_chances(actor: nn.Module, frames: Frames | acting.Sessions, steps: Tensor, block: int = 1024) -> Tensor:
+    """Return (B,) log-probabilities of the logged films of these steps (B,), by an actor's softmax."""
     chances = []
-    for index in torch.arange(len(frames)).split(block):
+    for index in steps.split(block):
         items, item = sampled_items(frames.items, frames.next_items(index))  # of a small catalogue all
         chances.append(log_policy(actor.eval()(frames.gather(index).state), items).gather(1, item)[:, 0])
     return torch.cat(chances)
@@ -88,7 +88,7 @@ def learner_of(name: str, log: acting.Sessions, first: nn.Module, settings: acti
         settings = replace(settings, cap=1.0)
         log = acting.Sessions(log.items, [*log.parts[:-1], torch.full_like(log.log_b, -1e3)])
     if "β estimated" in rest:
-        log = acting.Sessions(log.items, [*log.parts[:-1], log_chances(head, log)])
+        log = acting.Sessions(log.items, [*log.parts[:-1], log_chances(head, log, torch.arange(len(log)))])
     step = acting.update_of(kind, agent, log, settings, gamma)
     held = {"Rainbow": {"penalty": 1.0}, "REINFORCE": {}}.get(kind, {"behaviour_weight": 1.0})  # to the log
     return partial(step, **held)
@@ -146,11 +146,13 @@ def reinforce_on(frames: Frames, head: nn.Module, steps: int, settings: acting.F
                            device=str(frames.device), encoder=settings.encoder)
     agent |= {"actor": deepcopy(head).requires_grad_(True), "actor_target": deepcopy(head)}
     agent["actor_optimiser"] = torch.optim.AdamW(agent["actor"].parameters(), settings.learning_rate, fused=True)
-    returns, log_b = evaluation.observed_returns(frames, gamma)[0], log_chances(head, frames)
+    returns = evaluation.observed_returns(frames, gamma)[0].to(frames.device)
+    log_b = torch.zeros_like(returns)
     generator = torch.Generator().manual_seed(seed)
     for _ in tqdm(range(steps), desc="REINFORCE", leave=False):
         index = torch.randint(len(frames), (min(settings.batch_size, len(frames)),), generator=generator)
+        log_b[index] = log_chances(head, frames, index)  # of these alone: the log may be long
         agent["actor"].train()
-        acting.reinforce_update(agent, frames, index, returns=returns.to(frames.device), log_b=log_b, tau=settings.tau,
-                                cap=settings.cap, entropy=settings.entropy, k=10)
+        acting.reinforce_update(agent, frames, index, returns=returns, log_b=log_b, tau=settings.tau, cap=settings.cap,
+                                entropy=settings.entropy, k=10)
     return agent["actor_target"].eval()
