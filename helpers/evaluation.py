@@ -64,7 +64,7 @@ def split_time(ratings: pd.DataFrame, share: float = 0.1, at_least: int = 10) ->
     before, after = ratings[ratings["timestamp"] < moment], ratings[ratings["timestamp"] >= moment]
     known = before["user_id"].value_counts()
     after = after[after["user_id"].isin(known.index[known >= at_least])].drop_duplicates(["user_id", "item_id"])
-    seen = pd.MultiIndex.from_frame(before[["user_id", "item_id"]])
+    seen = pd.MultiIndex.from_frame(before.loc[before["user_id"].isin(after["user_id"]), ["user_id", "item_id"]])
     after = after[~pd.MultiIndex.from_frame(after[["user_id", "item_id"]]).isin(seen)]
     if after.empty:
         raise DataError(f"nobody with {at_least} ratings before the last {share:.0%} of the log rated anything new "

@@ -27,6 +27,7 @@ def _watched(name: str) -> tuple[str, ...]:
 
 AGENTS = ("ddpg", "d4pg", "rainbow", "ode")
 TASK = ("embeddings.npz", "infos.json")  # what helpers.task.load_task reads
+POLICIES = tuple(f"policies/{name}.pt" for name in AGENTS)
 BASELINES = ("cases/ddpg.csv", "res/05_ddpg.json")
 LESSONS = {
     "00_architecture": Lesson(),
@@ -40,12 +41,11 @@ LESSONS = {
     "06_d4pg": Lesson((*TASK, *BASELINES), _agent("d4pg", "06"), minutes=4),
     "07_rainbow": Lesson((*TASK, *BASELINES), _agent("rainbow", "07"), minutes=3),
     "08_ode": Lesson((*TASK, *BASELINES), _agent("ode", "08"), minutes=5),
-    "09_diagnostics": Lesson((*TASK, *(path for name in AGENTS for path in (
-        f"policies/{name}.pt", *_watched(name)))),
+    "09_diagnostics": Lesson((*TASK, *POLICIES, *(path for name in AGENTS for path in _watched(name))),
         ("res/graphs.png", "res/agents.png", "res/cov.png", "res/embeddings.png")),
-    "10_evaluation": Lesson((*TASK, "policies/ddpg.pt", "res/results.json"), ("res/forest.png",)),
-    "10b_off_policy": Lesson((*TASK, "embeddings_content.npz", "res/results.json",
-                              *(f"policies/{name}.pt" for name in AGENTS)), ("res/calibration.png",), minutes=2),
+    "10_evaluation": Lesson((*TASK, "res/results.json", *POLICIES), ("res/forest.png",)),
+    "10b_off_policy": Lesson((*TASK, "texts_bert.p", "embeddings_content.npz", "res/results.json", *POLICIES),
+                             ("res/calibration.png",), minutes=2),
     "11_ship": Lesson((*TASK, "policies/ddpg.pt"), (
         *(f"build/model/{name}" for name in ("manifest.json", "actor.onnx", "critic.onnx", "items.npz", "items.json")),
         "res/search.png", "res/map.png"), minutes=1),

@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import re
+import resource
+import sys
 import tempfile
 import textwrap
 from base64 import b64decode, b64encode
@@ -25,7 +27,8 @@ from tools import export
 
 # what --quick puts in the place of parameters: the same code in a minute or two, for whoever tries whether it runs
 QUICK = {"SEEDS": "(0,)", "MAX_STEPS": "20", "MAX_PASSES": "3", "VALIDATE_EVERY": "10", "TRIAL_STEPS": "10",
-         "ABLATION_STEPS": "10", "FQE_STEPS": "10", "JUDGE_STEPS": "10", "ROUNDS": "2", "pretrain": "10"}
+         "ABLATION_STEPS": "10", "FQE_STEPS": "10", "JUDGE_STEPS": "10", "ROUNDS": "2", "REPEATS": "2",
+         "pretrain": "10"}
 
 
 def code_of(notebook: nbformat.NotebookNode) -> list[str]:
@@ -108,14 +111,18 @@ class Client(NotebookClient):
 
 def execute(notebook: nbformat.NotebookNode, on_cell: Callable[[], None], folder: Path = export.NOTES,
             dataset: str = DEFAULT_DATASET, on_step: Callable[[float, float], None] = lambda done, of: None,
-            threads: int | None = None) -> None:
-    """Run every cell in a fresh kernel of this Python in `folder`, and tidy the outputs.
+            threads: int | None = None) -> float:
+    """Run every cell in a fresh kernel of this Python in `folder`, tidy the outputs; return its most memory, GB.
 
     `on_cell` is called after each code cell, `on_step` with (steps done, of how many) as a cell's own progress bar
     moves. `threads` are the kernel's, unless the environment says how many; None: as many as it takes.
     CellExecutionError: a cell, or a figure that it draws, fails. DeadKernelError: the kernel dies; with its last words.
     """
+    peak = 0.0
+
     def executed(cell, cell_index, execute_reply):
+        nonlocal peak
+        peak = peak_gb(client.km.provisioner.process.pid)
         on_cell()
         for output in cell.outputs:
             if output.output_type == "error":  # of a figure that is drawn after the cell
@@ -150,6 +157,15 @@ def execute(notebook: nbformat.NotebookNode, on_cell: Callable[[], None], folder
                             if "application/vnd.jupyter.widget-view+json" not in output.get("data", {})]
             for data in (output.data for output in cell.outputs if "image/png" in output.get("data", {})):
                 data["image/png"] = b64encode(few_colours(b64decode(data["image/png"]))).decode()
+    unit = 1 << (30 if sys.platform == "darwin" else 20)  # bytes there, kilobytes elsewhere
+    return round(peak or resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit, 2)
+
+
+def peak_gb(pid: int) -> float:
+    """Return the most memory that a process has held, in GB, where Linux's /proc says it, else 0."""
+    status = Path(f"/proc/{pid}/status")
+    found = re.search(r"VmHWM:\s+(\d+)", status.read_text()) if status.exists() else None
+    return int(found[1]) / (1 << 20) if found else 0.0
 
 
 def explain(name: str, notebook: nbformat.NotebookNode, error: Exception) -> str:

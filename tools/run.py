@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import resource
 import shlex
 import sys
 import time
@@ -141,12 +140,12 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
             bar.update(min(share, bar.total - bar.n))
 
         started = time.monotonic()
-        execute(lessons[name], on_cell, NOTES, dataset, on_step, max(1, cores // lanes) if lanes > 1 else None)
+        peak = execute(lessons[name], on_cell, NOTES, dataset, on_step, max(1, cores // lanes) if lanes > 1 else None)
         place = NOTES if in_place else home / "notes"
         with replacing(place / f"{name}.ipynb") as beside:
             nbformat.write(lessons[name], beside)
         record[name] = {"fingerprint": prints[name], "outputs": state_of(outputs[name]),
-                        "seconds": round(time.monotonic() - started, 1), "peak_gb": peak_gb()}
+                        "seconds": round(time.monotonic() - started, 1), "peak_gb": peak}
 
     waiting, failed, began, running = list(stale), "", time.monotonic(), dict[Future, str]()
     with ThreadPoolExecutor(lanes) as pool:  # each lesson is a process; a thread waits for it
@@ -190,13 +189,6 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
     if quick:
         print("\nQUICK: one seed and few steps, to see that all runs; these numbers are no results")
     return 0
-
-
-def peak_gb() -> float:
-    """Return the most memory that this process, or a lesson that has ended, has held, in GB."""
-    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    unit = 1 << (30 if sys.platform == "darwin" else 20)  # bytes there, kilobytes elsewhere
-    return round(max(resource.getrusage(who).ru_maxrss for who in whose) / unit, 2)
 
 
 def closing_table(dataset: str, record: dict, ran: list[str], minutes: float = 0) -> str:
