@@ -483,23 +483,35 @@ def headline_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def readme_table(rows: list[dict]) -> str:
-    """Return the tables of docs/results.md: last-5, and what a session of the simulator adds up to."""
-    def cell(row: dict, name: str) -> str:
-        return f"{row[name]:.3f}" if row.get(name) is not None else ""
-
+def ranking_table(rows: list[dict]) -> str:
+    """Return a table of docs/results.md: every model of last-5, best NDCG@10 last."""
     lines = ["| model | NDCG@10 | 95 % over users | HR@10 | reward@10 | liking | kept when exchanged | seeds |",
              "| --- | ---: | :---: | ---: | ---: | ---: | ---: | ---: |"]
     ranked_rows = sorted((row for row in rows if row["protocol"] == "last-5"), key=lambda row: row["ndcg@10"])
-    lines += [f"| {row['name']} | {row['ndcg@10']:.3f} | {row['ndcg@10 low']:.3f} – {row['ndcg@10 high']:.3f} | "
-              f"{row['hr@10']:.3f} | {row['reward@10']:.3f} | {cell(row, 'liking accuracy')} | "
-              f"{cell(row, 'kept when exchanged')} | {row['seeds']} |" for row in ranked_rows]
-    lines += ["", "| a session with simulated users | reward | 95 % over users | headroom taken |",
-              "| --- | ---: | :---: | ---: |"]
+    return "\n".join([*lines, *(
+        f"| {row['name']} | {row['ndcg@10']:.3f} | {row['ndcg@10 low']:.3f} – {row['ndcg@10 high']:.3f} | "
+        f"{row['hr@10']:.3f} | {row['reward@10']:.3f} | {cell(row, 'liking accuracy')} | "
+        f"{cell(row, 'kept when exchanged')} | {row['seeds']} |" for row in ranked_rows)])
+
+
+def session_table(rows: list[dict]) -> str:
+    """Return a table of docs/results.md: what a session of the simulator adds up to."""
+    lines = ["| a session with simulated users | reward | 95 % over users | headroom taken |",
+             "| --- | ---: | :---: | ---: |"]
     sessions = [row for row in rows if row["protocol"] == "simulator" and row["mode"] == "no-repeat"]
-    lines += [f"| {row['name']} | {row['reward']:.0f} | {row['reward low']:.0f} – {row['reward high']:.0f} | "
-              f"{cell(row, 'headroom taken')} |" for row in sorted(sessions, key=lambda row: row["reward"])]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(
+        f"| {row['name']} | {row['reward']:.0f} | {row['reward low']:.0f} – {row['reward high']:.0f} | "
+        f"{cell(row, 'headroom taken')} |" for row in sorted(sessions, key=lambda row: row["reward"]))])
+
+
+def readme_table(rows: list[dict]) -> str:
+    """Return both tables."""
+    return f"{ranking_table(rows)}\n\n{session_table(rows)}"
+
+
+def cell(row: dict, name: str) -> str:
+    """Return a number of a row as text; nothing where the row has none."""
+    return f"{row[name]:.3f}" if row.get(name) is not None else ""
 
 
 def main() -> None:
@@ -508,12 +520,15 @@ def main() -> None:
     parser.add_argument("--dataset", default=DEFAULT_DATASET)
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     parser.add_argument("--add-scores", action="store_true", help="train nothing, judge what baselines.py left")
+    parser.add_argument("--into", type=Path, help="add to this file of results, e.g. res/results-ml-1m.json")
     options = parser.parse_args()
+    if options.into and "last-1" in options.protocols:
+        parser.error("--into is for the other protocols: last-1 of such a file is of benchmarks.whole_log")
     home, seeds = data_dir(options.dataset), SEEDS[:options.seeds]
     ratings = datasets.read_ratings(datasets.fetch(options.dataset))
     infos, vectors = features.read_infos(home / "infos.json"), read_vectors(home / "texts_bert.p")
     _, similarity = features.read_item_matrix(home / "embeddings_content.npz")
-    path = res_dir(options.dataset, committed=True) / "results.json"
+    path = options.into or res_dir(options.dataset, committed=True) / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "protocols": {}}
     for protocol in options.protocols:
         if options.add_scores:
@@ -535,9 +550,11 @@ def main() -> None:
                                   or (row["kind"] == "baseline" and row["name"] not in names)]
         results["protocols"][protocol] = found
         write_json(path, results)
-    if options.dataset == DEFAULT_DATASET:
+    if options.dataset == DEFAULT_DATASET and not options.into:
         replace_block("headline", headline_table(results["rows"]))
         replace_block("results-5", readme_table(results["rows"]))
+    elif home.name == "ml-1m" and options.into:
+        replace_block("results-5-ml-1m", ranking_table(results["rows"]))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from helpers.frames import Frames
 from tools.readme import replace_block
 
 PROTOCOL, LEAST_RATINGS, LENGTH, MAX_PASSES, PATIENCE = "last-1", 5, 200, 30, 2
-BETAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
+BETAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.3)
 KEEPS = {"whole log": 0.98, "whole log, ranking kept": 1.0,  # share of validation's ranking that a weight must keep
          "supervised, whole log, tilted by expected stars": 0.98}
 SETTINGS = whole_log.WholeLogSettings(dropout=0.2, item_dropout=0.15, batch_size=128, tau=0.03, shuffle_ties=False)
@@ -38,7 +38,7 @@ def table(rows: list[dict]) -> str:
     lines = ["| model | NDCG@10 | 95 % over users | HR@10 | reward@10 |", "| --- | ---: | :---: | ---: | ---: |"]
     return "\n".join([*lines, *(
         f"| {row['name']} | {row['ndcg@10']:.3f} | {row['ndcg@10 low']:.3f} – {row['ndcg@10 high']:.3f} | "
-        f"{row['hr@10']:.3f} | {row['reward@10']:.3f} |" for row in rows)])
+        f"{row['hr@10']:.3f} | {row['reward@10']:.3f} |" for row in rows if row["protocol"] == PROTOCOL)])
 
 
 def trained(home: Path, history: Frames, valid: pd.DataFrame,
@@ -75,8 +75,6 @@ def main() -> None:
     matrix = features.item_matrix(part.train, infos, read_vectors(home / "texts_bert.p"))
     make = partial(Frames, item_ids=ids, item_matrix=matrix, frame_size=10, device=options.device)
     (history, valid), (longer, test) = ((make(turn[0][0]), turn[0][1]) for turn in (part.valid, part.test))
-    path = PROJECT / "res" / f"results-{home.name}.json"
-    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "protocols": {}}
     rows, users, passes, cpu = [], {}, [], []
 
     def report(name: str, kind: str, models: list, cpu: float = 0.0, **more: object) -> None:
@@ -115,7 +113,9 @@ def main() -> None:
                    for other in users if other != one for metric in ("NDCG@10", "reward@10")]
     tried = {kind: front.rename(columns=str.lower).round(4).rename_axis("beta").reset_index().to_dict("records")
              for kind, front in fronts.items()}
-    result["rows"] = [row for row in result["rows"] if row["name"] not in users] + rows
+    path = PROJECT / "res" / f"results-{home.name}.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "protocols": {}}
+    result["rows"] = rows + [row for row in result["rows"] if row["protocol"] != PROTOCOL or row["name"] not in users]
     result["protocols"][PROTOCOL] = {"cases": len(test), "films": len(ids), "beta": tried, "chosen": chosen,
                                      "differences": differences}
     write_json(path, result)
