@@ -108,7 +108,7 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
     bar = tqdm(range(first, max_steps + 1), desc, max_steps, initial=kept["step"], unit="step", leave=False)
 
     def shuffle(step: int, follow: bool = True) -> None:
-        before = _ratings(frames) if follow and "replay" in parts else None
+        before = _ratings(frames) if follow and shuffle_ties and "replay" in parts else None
         frames.shuffle_ties(1000 * seed + (step - 1) // per_pass if shuffle_ties and step else None)
         if before is not None:  # a priority belongs to a rating, wherever that stands
             parts["replay"].follow(before, _ratings(frames))
