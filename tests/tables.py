@@ -1,7 +1,6 @@
 """Three folders as people have them, made from a seed: what all lessons must run on. Nothing in them is real."""
 
 import csv
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +73,3 @@ def shop(folder: Path) -> None:
 
 
 TABLES = {"clicks": clicks, "odd shelf 🎬": odd, "shop": shop}
-
-if __name__ == "__main__":
-    for name, write in TABLES.items():
-        (Path(sys.argv[1]) / name).mkdir(parents=True)
-        write(Path(sys.argv[1]) / name)

@@ -75,12 +75,6 @@ def equal(a, b):
                for name in a[part])
 
 
-def test_without_ray_a_sentence_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match="requirements-ray"):
-        cluster.ray()
-
-
 @pytest.mark.parametrize("chosen, n", [("", 2), ("1", 1), ("8", 8), ("two", None), ("0", None)])
 def test_the_number_of_workers_is_one_switch(monkeypatch, chosen, n):
     monkeypatch.setenv("RECNN_WORKERS", chosen)

@@ -9,6 +9,7 @@ from helpers.frames import reward_of
 from helpers.losses import log_policy, mean_item, n_step, project
 from helpers.replay import Prioritised
 from helpers.toy import STARS, share_of_optimum, toy_states
+from tests.test_rl_invariants import same
 
 GAMMA, TAU = 0.9, 0.02
 SUPPORT = torch.linspace(-40, 50, 51)
@@ -17,11 +18,6 @@ SUPPORT = torch.linspace(-40, 50, 51)
 @pytest.fixture
 def frames(twenty_users):
     return twenty_users
-
-
-@pytest.fixture
-def agent(frames):
-    return new(frames)
 
 
 def new(frames, seed=0, dropout=0.0):
@@ -34,12 +30,9 @@ def step(agent, frames, batch=None, n=3, **options):
     return d4pg.d4pg_update(agent, frames, batch, gamma=GAMMA, tau=TAU, decay=0.7, n=n, support=SUPPORT, **options)
 
 
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
-
-
-def test_3_the_target_is_what_the_slow_copies_say_of_the_next_state(agent, frames):
-    slow, (t, discount) = new(frames, seed=1), n_step(frames, torch.arange(len(frames)), 3, GAMMA)
+def test_3_the_target_is_what_the_slow_copies_say_of_the_next_state(frames):
+    agent, slow = new(frames), new(frames, seed=1)
+    t, discount = n_step(frames, torch.arange(len(frames)), 3, GAMMA)
     agent |= {name: slow[name] for name in ("actor_target", "critic_target")}
     next_logits = slow["critic"](t.next_state, mean_item(slow["actor"](t.next_state), frames.items))
     m = project(next_logits.softmax(dim=1), t.reward, discount, SUPPORT)
@@ -59,8 +52,8 @@ def test_a_plain_index_leaves_the_priorities_and_weights_of_one_change_nothing(f
     assert not torch.allclose(weighed["replay"].probability(), uniform)
 
 
-def test_weights_weigh_the_critics_loss_and_priorities_are_set_from_the_divergence_of_each_row(agent, frames):
-    index, weights = torch.tensor([3, 50, 11]), torch.tensor([[1.0], [0.5], [0.2]])
+def test_weights_weigh_the_critics_loss_and_priorities_are_set_from_the_divergence_of_each_row(frames):
+    agent, index, weights = new(frames), torch.tensor([3, 50, 11]), torch.tensor([[1.0], [0.5], [0.2]])
     t, discount = n_step(frames, index, 3, GAMMA)
     with torch.no_grad():
         surprise, _ = d4pg.d4pg_critic_loss(agent, t, discount, frames.items, SUPPORT)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from helpers import files
-from helpers.files import DataError, need, read_vectors, replacing, write_json, write_vectors, writing
+from helpers.files import DataError, read_vectors, replacing, write_json, write_vectors, writing
 
 
 def names(folder):
@@ -88,12 +88,6 @@ def test_only_one_process_writes_an_artefact(tmp_path, monkeypatch):
     assert names(tmp_path) == ["a.txt"]
 
 
-def test_need_returns_what_is_there_or_names_the_file_and_the_notebook(tmp_path):
-    assert need(tmp_path, "01_data_parsing") == tmp_path
-    with pytest.raises(FileNotFoundError, match="01_data_parsing"):
-        need(tmp_path / "infos.json", "01_data_parsing")
-
-
 def test_folders_are_known_by_the_name_of_the_source_which_needs_one(tmp_path, monkeypatch):
     for dataset in ("", ".", "..", "a/..", ".zip", "/"):
         with pytest.raises(DataError, match="no name"):
@@ -108,8 +102,6 @@ def test_folders_are_known_by_the_name_of_the_source_which_needs_one(tmp_path, m
     for given, chosen in (("ml-20m", "ml-20m"), ("", "ml-100k")):
         monkeypatch.setenv("RECNN_DATASET", given)
         assert files.chosen_dataset() == chosen
-    assert files.shown(files.ROOT / "data" / "x" / "infos.json") == "data/x/infos.json"
-    assert files.shown(tmp_path / "infos.json") == "infos.json"
 
 
 @pytest.mark.parametrize("protocol", [None, 3, 4, 5])

@@ -197,14 +197,14 @@ def test_last_states_end_each_log_in_the_order_asked_and_pad_short_ones(frames, 
 
 
 def test_gaps_are_days_since_the_users_rating_before_and_end_every_state(ratings, item_ids, item_matrix):
-    ratings["timestamp"] = ratings["timestamp"] * 864  # steps of 100 become steps of a day
+    ratings["timestamp"] = (ratings["timestamp"] // 100) ** 2 * 86_400  # gaps of 1, 3, 5, 7 and 9 days
     timed, plain = (Frames(ratings, item_ids, item_matrix, frame_size=2, times=times) for times in (True, False))
     t, p = whole(timed), whole(plain)
     assert torch.equal(t.state[:, :-2], p.state) and torch.equal(t.next_state[:, :-2], p.next_state)
-    assert t.state[:, -2:].tolist() == [[0, 1], [1, 1], [1, 1], [1, 1], [0, 1], [0, 1], [1, 1]]
-    assert t.next_state[:, -2:].tolist() == [[1, 1]] * 7
+    assert t.state[:, -2:].tolist() == [[0, 1], [1, 3], [3, 5], [5, 7], [0, 1], [0, 1], [1, 3]]
+    assert t.next_state[:, -2:].tolist() == [[1, 3], [3, 5], [5, 7], [7, 9], [1, 3], [1, 3], [3, 5]]
     assert torch.equal(t.action, p.action) and torch.equal(t.done, p.done)
-    assert timed.last_states(np.array([1, 5]))[:, -2:].tolist() == [[1, 1], [0, 1]]
+    assert timed.last_states(np.array([1, 5]))[:, -2:].tolist() == [[7, 9], [0, 1]]
     longer = Frames(ratings, item_ids, item_matrix, frame_size=3, times=True)
     assert longer.last_states(np.array([5]))[0, -3:].tolist() == [0, 0, 1]  # a log of two is padded with 0
     assert torch.equal(frames_module.gaps(t.state, 2, 3), t.state[:, -2:])

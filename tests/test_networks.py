@@ -54,19 +54,13 @@ def test_attention_by_hand():
     torch.testing.assert_close(encoder.weights(torch.eye(2)[None]), torch.tensor([[[own, 1 - own], [0.5, 0.5]]]))
 
 
-@pytest.mark.parametrize("name", ["attention", "gru", "ode", "flat"])
-def test_encoder_knows_the_order_of_the_frame(name):
-    torch.manual_seed(0)
-    encoder, state = ENCODERS[name](F, E), states(1)
-    v, rating = state[:, :F * E].unflatten(1, (F, E)), state[:, F * E:]
-    turned = torch.cat([v.flip(1).flatten(1), rating.flip(1)], dim=1)
-    assert not torch.allclose(encoder(turned), encoder(state), atol=1e-3)
-
-
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_encoder_keeps_the_contract(name):
     torch.manual_seed(0)
     encoder, state, action, few = ENCODERS[name](F, E), states(50), torch.randn(50, E), slice(2, 3)
+    v, rating = state[:, :F * E].unflatten(1, (F, E)), state[:, F * E:]
+    turned = torch.cat([v.flip(1).flatten(1), rating.flip(1)], dim=1)
+    assert torch.allclose(encoder(turned), encoder(state), atol=1e-3) == (name == "drr-ave")  # an average
     assert encoder(state).shape == (50, WIDTH[name]) and encoder.out_size == WIDTH[name]
     actor, critic = Actor(**SMALL, encoder=name).eval(), Critic(**SMALL, encoder=name).eval()
     proto_action, q = actor(state), critic(state, action)

@@ -12,12 +12,6 @@ from helpers import plots
 matplotlib.use("agg")
 
 
-@pytest.fixture(autouse=True)
-def close():
-    yield
-    plt.close("all")
-
-
 def test_curves_draw_what_was_logged_at_its_steps_faint_under_its_running_mean():
     step = np.arange(100) * 5
     log = pd.DataFrame({"loss": np.arange(100.0) ** 2, "other": -np.arange(100.0)}, index=step)

@@ -22,22 +22,13 @@ def frames_of(rows: list[tuple], matrix: np.ndarray = ITEMS, device: str = "cpu"
     return Frames(ratings.sort_values(["user_id", "timestamp"]), IDS[:len(matrix)], matrix, 1, device)
 
 
-def test_a_memory_by_hand():
-    history = frames_of([(1, 10, 5.0), (1, 11, 1.0), (1, 12, 3.0), (2, 13, 4.0), (2, 10, 3.0)])
+def test_a_history_term_by_hand_is_of_the_later_ratings():
+    history = frames_of([(1, 10, 1.0), (1, 11, 1.0), (1, 10, 5.0), (1, 12, 3.0), (2, 13, 4.0), (2, 10, 3.0)])
     w = torch.arange(16.0).reshape(4, 4)
     said = UserHistory(w, weight=2.0, rating_slope=0.5)(history, np.array([2, 1]))
-    # user 2: item 13 counts 1 + 0.5·1, item 10 once; user 1: item 10 counts 2, item 11 nothing, item 12 once
+    # user 2: item 13 counts 1 + 0.5·1, item 10 once; user 1: item 10, rated twice, counts 2, 11 nothing, 12 once
     expected = 2 * 4 ** 0.5 * torch.stack([1.5 * w[3] + w[0], 2 * w[0] + w[2]])
     assert torch.allclose(said, expected)
-
-
-def test_the_later_rating_of_an_item_counts_and_others_logs_do_not():
-    w = torch.arange(16.0).reshape(4, 4)
-    term, user = UserHistory(w, 1.0, 0.5), np.array([1])
-    twice = frames_of([(1, 10, 1.0), (1, 11, 3.0), (1, 10, 5.0), (2, 12, 5.0), (2, 13, 5.0)])
-    once = frames_of([(1, 11, 3.0), (1, 10, 5.0)])
-    assert torch.equal(term(twice, user), term(once, user))
-    assert torch.equal(term(twice, np.array([1, 2]))[:1], term(twice, user))
 
 
 def test_where_the_item_matrix_can_say_all_a_memory_is_ease():

@@ -93,20 +93,16 @@ def with_arrays(folder: Path, **changes) -> Path:
     return folder
 
 
-def state_of(matrix: np.ndarray, rated: list[tuple[int, float]]) -> torch.Tensor:
-    """Return (1, F·(E+1)): the frame at the end of such a log, which a short one fills over and over."""
-    ids, stars = zip(*(rated[-FRAME_SIZE:] * FRAME_SIZE)[-FRAME_SIZE:], strict=True)
-    return flatten(torch.as_tensor(matrix[np.array(ids) - 1])[None], torch.tensor([stars]))
-
-
 @pytest.mark.parametrize("n", [1, 2, 9, 10, 11, 40])
 @pytest.mark.parametrize("beta", [0.0, 1.5])
 def test_a_slate_is_what_torch_and_lesson_05_would_recommend(client, written, n, beta):
     folder, actor, critic, matrix = written
     rng = np.random.default_rng(n)
     rated = [(int(item), float(rng.integers(1, 11)) / 2) for item in rng.choice(IDS, n, replace=False)]
+    ids, stars = zip(*(rated[-FRAME_SIZE:] * FRAME_SIZE)[-FRAME_SIZE:], strict=True)  # a short log fills the frame
     with torch.no_grad():
-        state, items = state_of(matrix, rated), torch.as_tensor(matrix)
+        items = torch.as_tensor(matrix)
+        state = flatten(items[np.array(ids) - 1][None], torch.tensor([stars]))
         proto_action = actor(state)
         log_p = log_policy(proto_action, items)
         log_p[0, [item - 1 for item, _ in rated]] = -torch.inf
