@@ -35,13 +35,14 @@ GAMMA, STAR_WEIGHT = SETTINGS.gamma, 0.15
 BETAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.3, 2.5)   # of the tilt by expected stars
 SESSION_BETAS = (0.0, 0.6, 2.5, 10.0, 40.0)        # in the simulator, where nothing asks what people do next
 RIDGES = (100, 200, 400)                        # of the history term
-SAYS = list(product((4.0, 6.0), (0.0, 0.2, 0.4)))  # its weight and rating_slope
+SAYS = list(product((2.0, 4.0, 6.0), (0.0, 0.2, 0.4)))  # its weight and rating_slope
 NO_LOSS = 0.97          # of NDCG@10 on validation, of the supervised baseline with history: what a tilt must keep
 CHOSEN_ON, CHOOSING_SEEDS = "last-5", 3  # the protocol whose validation chooses for all, and by how many seeds
 RELEVANT = 4.0          # stars, in the temporal protocol
 WORLD_SHARE = 0.3       # users the simulator is fitted on, whom no agent sees
+TIRING = ", less satiation"  # of a recommender that knows how the simulator's users tire
 SEEN_ENOUGH = 10        # ratings in the world for a film to be shown there
-EASE_GRID = [(ridge, last, decay) for ridge in (100, 400, 1000, 2000)
+EASE_GRID = [(ridge, last, decay) for ridge in (50, 100, 200, 400, 1000, 2000, 4000)
              for last, decay in ((10_000, 1.0), (20, 0.9), (20, 0.8), (10, 0.8))]
 
 
@@ -370,77 +371,97 @@ def judged_scores(scores: Tensor, turns: list[tuple[Frames, pd.DataFrame]], rele
     return user_metrics(pd.concat(ranks), relevant=relevant)
 
 
+class Part(NamedTuple):
+    """What may be known of users whom agents see, and a world of others, with the films rated too rarely there."""
+
+    train: pd.DataFrame
+    matrix: np.ndarray
+    frames: Frames
+    term: UserHistory
+    stars: dict[str, Recommender]
+    world: simulator.World
+    rare: Tensor
+
+
 def simulate(ratings: pd.DataFrame, infos: dict, vectors: dict, similarity: np.ndarray,
              seeds: tuple[int, ...]) -> dict[str, Any]:
-    """Return {"rows", "differences", "world"} of the simulator: agents see 70 % of the users, its world the others."""
+    """Return {"rows", "differences", "world"} of the simulator: agents see 70 % of the users, its world the others.
+
+    Settings are chosen likewise: fitted on 70 % of the agents' users, in a world of their others.
+    """
     ids, rng = np.array(list(infos)), np.random.default_rng(0)
-    everyone = ratings["user_id"].unique()
-    chosen = rng.choice(everyone, int(WORLD_SHARE * len(everyone)), replace=False)
-    of_world = ratings["user_id"].isin(chosen)
-    train, outside = ratings[~of_world].reset_index(drop=True), ratings[of_world].reset_index(drop=True)
-    matrix = features.item_matrix(train, infos, vectors)
-    frames = Frames(train, ids, matrix, FRAME_SIZE)
-    worlds = {"to choose by": simulator.fit_world(train, ids, similarity),
-              "to report": simulator.fit_world(outside, ids, similarity)}
-    some = rng.choice(frames.user_ids[frames.log_length > FRAME_SIZE], len(chosen), replace=False)
 
-    def known_enough(recommend: Recommender, log: pd.DataFrame) -> Recommender:
-        counts = log["item_id"].value_counts().reindex(ids, fill_value=0).to_numpy()
-        rare = torch.from_numpy(counts < SEEN_ENOUGH)
-        return lambda history, user_ids: recommend(history, user_ids).masked_fill(rare, -1e9)
+    def apart(log: pd.DataFrame) -> list[pd.DataFrame]:
+        everyone = log["user_id"].unique()
+        others = log["user_id"].isin(rng.choice(everyone, int(WORLD_SHARE * len(everyone)), replace=False))
+        return [log[which].reset_index(drop=True) for which in (~others, others)]
 
-    def played(recommend: Recommender, which: str, seed: int, **how: Any) -> pd.DataFrame:
-        log, who = (train, some) if which == "to choose by" else (outside, None)
-        return simulator.sessions(simulator.play(worlds[which], known_enough(recommend, log), matrix, FRAME_SIZE,
-                                                 user_ids=who, seed=seed, **how), worlds[which])
+    def known(train: pd.DataFrame, outside: pd.DataFrame) -> Part:
+        matrix = features.item_matrix(train, infos, vectors)
+        counts = outside["item_id"].value_counts().reindex(ids, fill_value=0).to_numpy()
+        stars = {"mean rating": liking.mean_rating(train), "factorisation": factorisation(train, ids, similarity),
+                 "expected stars": liking.fit_liking(train, ids, matrix)}
+        return Part(train, matrix, Frames(train, ids, matrix, FRAME_SIZE),
+                    fit_user_history(train, ids, matrix, RIDGES[1]), stars,
+                    simulator.fit_world(outside, ids, similarity), torch.from_numpy(counts < SEEN_ENOUGH))
+
+    def with_tiring(stars: dict[str, Recommender], part: Part) -> dict[str, Recommender]:
+        return stars | {name + TIRING: simulator.less_satiation(each, part.world) for name, each in stars.items()}
+
+    def played(recommend: Recommender, part: Part, seed: int, **how: Any) -> pd.DataFrame:
+        return simulator.sessions(simulator.play(
+            part.world, lambda *asked: recommend(*asked).masked_fill(part.rare, -1e9), part.matrix, FRAME_SIZE,
+            seed=seed, **how), part.world)
 
     def tune(settings: dict[Any, Recommender]) -> Any:
         """Return the setting that earns most in the world to choose by, all tried with seed 0."""
-        earned = {key: float(played(recommend, "to choose by", 0)["reward"].mean())
-                  for key, recommend in settings.items()}
+        earned = {key: float(played(recommend, earlier, 0)["reward"].mean()) for key, recommend in settings.items()}
         tuned.update({str(key): round(value, 2) for key, value in earned.items()})
         print(tuned, flush=True)
         return max(earned, key=earned.get)
 
+    seen, outside = apart(ratings)
+    part, earlier = known(seen, outside), known(*apart(seen))
     tuned: dict[str, float] = {}
     models: dict[str, tuple[str, list[Recommender], dict]] = {
         "random": ("baseline", [recommenders.random(seed) for seed in seeds], {}),
-        "popularity": ("baseline", [recommenders.popularity(train)] * len(seeds), {})}
-    fitted = {ridge: recommenders.fit_ease(train, ids, ridge) for ridge in {setting[0] for setting in EASE_GRID}}
+        "popularity": ("baseline", [recommenders.popularity(seen)] * len(seeds), {})}
     for name, plain in (("EASE", True), ("EASE, recent films", False)):
-        scorers = {(name, *setting): recommenders.ease(fitted[setting[0]], *setting[1:])
-                        for setting in EASE_GRID if (setting[1] == 10_000) == plain}
-        best = tune(scorers)
-        models[name] = ("baseline", [scorers[best]] * len(seeds), {"chosen": str(best[1:])})
+        settings = [setting for setting in EASE_GRID if (setting[1] == 10_000) == plain]
+        fitted = {ridge: recommenders.fit_ease(earlier.train, ids, ridge) for ridge in {one[0] for one in settings}}
+        best = tune({(name, *one): recommenders.ease(fitted[one[0]], *one[1:]) for one in settings})
+        models[name] = ("baseline", [recommenders.ease(recommenders.fit_ease(seen, ids, best[1]), *best[2:])]
+                        * len(seeds), {"chosen": str(best[1:])})
 
-    stars, term = liking.fit_liking(train, ids, matrix), fit_user_history(train, ids, matrix, RIDGES[1])
-    models |= {"mean rating": ("baseline", [liking.mean_rating(train)] * len(seeds), {}),
-               "factorisation": ("baseline", [factorisation(train, ids, similarity)] * len(seeds), {}),
-               "expected stars": ("supervised", [stars] * len(seeds), {})}
-    first, supervised = train_agent(frames, 0)[0], train_agent(frames, 0, value_weight=0.0)[0]
-    _, weight, slope = tune({("supervised", *say): policy_of(supervised, term._replace(weight=say[0],
-                                                                                       rating_slope=say[1]))
-                             for say in SAYS})
-    term = term._replace(weight=weight, rating_slope=slope)
-    _, beta = tune({("DDPG", beta): liking.tilted(policy_of(first, term), stars, beta) for beta in SESSION_BETAS})
-    supervised = [supervised, *(train_agent(frames, seed, value_weight=0.0)[0] for seed in seeds[1:])]
-    agents = [first, *(train_agent(frames, seed)[0] for seed in seeds[1:])]
-    remembers = {"weight": weight, "rating_slope": slope}
-    for name, kind, runs, more in (("supervised baseline", "supervised", supervised, {}),
-                                   ("DDPG", "rl", agents, {"gamma": GAMMA})):
-        longer = [policy_of(agent, term) for agent in runs]
-        models |= {name: (kind, [policy_of(agent) for agent in runs], more),
-                   f"{name}, with history": (kind, longer, more | remembers),
-                   f"{name}, with history, tilted by expected stars, β = {beta:g}": (
-                       kind, [liking.tilted(each, stars, beta) for each in longer], more | remembers | {"beta": beta})}
-    models |= {f"greedy oracle: {name}": ("oracle", [simulator.expected_stars(worlds["to report"], True, habits)]
-                                          * len(seeds), {})
-               for name, habits in (("expected ratings", None), ("and satiation", simulator.HABITS))}
+    models |= {name: ("baseline", [stars] * len(seeds), {}) for name, stars in with_tiring(part.stars, part).items()}
+    tried = [train_agent(earlier.frames, 0, **weights)[0] for weights in ({}, {"value_weight": 0.0})]
+    _, *say = tune({("supervised", *say): policy_of(tried[1], earlier.term._replace(weight=say[0], rating_slope=say[1]))
+                    for say in SAYS})
+    says = dict(zip(("weight", "rating_slope"), say, strict=True))
+    longer, asked = policy_of(tried[0], earlier.term._replace(**says)), with_tiring(earlier.stars, earlier)
+    tilts = [tune({("DDPG", name, beta): liking.tilted(longer, asked[name], beta)
+                   for name in (f"expected stars{tiring}", f"factorisation{tiring}") for beta in SESSION_BETAS})
+             for tiring in ("", TIRING)]
+    for name, kind, weights in (("supervised baseline", "supervised", {"value_weight": 0.0}), ("DDPG", "rl", {})):
+        more = {"gamma": GAMMA} if kind == "rl" else {}
+        agents = [train_agent(part.frames, seed, **weights)[0] for seed in seeds]
+        longer = [policy_of(agent, part.term._replace(**says)) for agent in agents]
+        models |= {name: (kind, [policy_of(agent) for agent in agents], more),
+                   f"{name}, with history": (kind, longer, more | says)}
+        models |= {f"{name}, with history, tilted by {tilt}, β = {beta:g}": (
+            kind, [liking.tilted(each, with_tiring(part.stars, part)[tilt], beta) for each in longer],
+            more | says | {"beta": beta}) for _, tilt, beta in tilts}
+    world = part.world
+    films = torch.as_tensor(world.items[:, 1], dtype=torch.float32)  # what they are worth to the average user
+    oracles = {"oracle of films": lambda history, user_ids: films.expand(len(user_ids), -1),
+               "oracle of films, people by their log": simulator.expected_stars(world),
+               "oracle of films and people": simulator.expected_stars(world, oracle=True)}
+    models |= {name: ("oracle", [stars] * len(seeds), {}) for name, stars in with_tiring(oracles, part).items()}
     rows, users = [], {}
     for mode in simulator.MODES:
         before = len(rows)
         for name, (kind, scorers, more) in models.items():
-            runs = [played(recommend, "to report", seed, mode=mode)
+            runs = [played(recommend, part, seed, mode=mode)
                     for seed, recommend in zip(seeds, scorers, strict=True)]
             mean = pd.concat(runs).groupby(level=0).mean()
             low, high = evaluation.bootstrap(mean["reward"])
@@ -453,16 +474,16 @@ def simulate(ratings: pd.DataFrame, infos: dict, vectors: dict, similarity: np.n
                 users[name] = mean
             print(rows[-1], flush=True)
         earned = {row["name"]: row["reward"] for row in rows[before:]}
-        floor, best = earned["mean rating"], earned["greedy oracle: and satiation"]
+        floor, best = earned["mean rating"], earned[f"oracle of films and people{TIRING}"]
         for row in rows[before:]:
             row["headroom taken"] = round((row["reward"] - floor) / (best - floor), 3) if best > floor else None
-    world = worlds["to report"]
     return {"rows": rows, "tuned": tuned, "users": len(world.user_ids),
             "world": {"rmse": {key: round(value, 3) for key, value in world.rmse.items()}, "factors": world.n_factors,
                       "films shown": int((outside["item_id"].value_counts() >= SEEN_ENOUGH).sum()),
                       "habits": simulator.HABITS._asdict()},
-            "differences": [difference(users, one, "mean rating", metric) for one in users
-                            if one != "mean rating" for metric in ("reward", "diversity")]}
+            "differences": [difference(users, one, other, metric)
+                            for other in ("mean rating", f"mean rating{TIRING}") for one in users if one != other
+                            for metric in ("reward", "diversity")]}
 
 
 HEADLINE = {"popularity": "popularity", "eSASRec, with history": "eSASRec, with the history term",

@@ -19,6 +19,7 @@ from helpers.frames import Frames, reward_of
 PATIENT = Habits(satiation=0, leave=0, impatience=0)
 HALF_STARS = np.arange(1, 11) / 2
 F = 2  # frame_size
+oracle = partial(simulator.expected_stars, oracle=True)  # knows what users expect
 
 
 def world_of(expected, similarity=None, user_mean=3.0, noise=0.0, stars=HALF_STARS):
@@ -31,11 +32,6 @@ def world_of(expected, similarity=None, user_mean=3.0, noise=0.0, stars=HALF_STA
     return World(np.arange(n_items) + 100, similarity, users + 10, log, 3 * users, np.full(n_users, 3),
                  np.full(n_users, user_mean), np.c_[0 * users, 0 * users + 1, expected],
                  np.eye(n_items, n_items + 2, 2) + np.eye(1, n_items + 2), np.float32(stars), noise, {}, n_items, 0.0)
-
-
-def oracle(world):
-    """Return the recommender that knows what users expect."""
-    return lambda history, user_ids: torch.tensor(world.expected(user_ids[:, None] - 10, np.arange(len(world.items))))
 
 
 def matrix_of(world):
@@ -183,6 +179,19 @@ def test_what_a_recommender_is_shown(six_films):
     assert " ".join(played.columns) == "user_id step item_id rating reward expected satiation quits"
     assert (played["reward"] == reward_of(played["rating"])).all()
     assert (played["step"] == played.groupby("user_id").cumcount()).all() and played["user_id"].is_monotonic_increasing
+
+
+def test_a_recommender_that_knows_satiation_scores_what_users_will_feel(six_films):
+    habits, scores = PATIENT._replace(satiation=0.9, fading=0.5, memory=2), []
+
+    def recommend(history, user_ids):
+        scores.append(simulator.less_satiation(oracle(six_films), six_films, habits)(history, user_ids))
+        return scores[-1]
+
+    played = play(six_films, recommend, matrix_of(six_films), F, "free", 3, habits=habits)
+    shown = [scores[row.step][row.user_id - 10, row.item_id - 100] for row in played.itertuples()]
+    np.testing.assert_allclose(shown, played["expected"] - played["satiation"], rtol=1e-5)
+    assert (played["satiation"] > 0).any()
 
 
 def test_the_same_seed_gives_the_same_whoever_else_plays_and_for_how_long(six_films):

@@ -149,11 +149,11 @@ def satiation_of(cosine: np.ndarray, habits: Habits) -> np.ndarray:
     return habits.satiation * (cosine.clip(0) * fading.reshape(-1, *[1] * (cosine.ndim - 2))).sum(axis=1)
 
 
-def expected_stars(world: World, oracle: bool = False, habits: Habits | None = None) -> Recommender:
+def expected_stars(world: World, oracle: bool = False) -> Recommender:
     """Return a recommender by a world's rating model, in stars, greedy: what will be rated best now, whatever follows.
 
     Users get their biases and factors from their history, folded in. The `oracle`, who is asked about the world's own
-    users alone, has the true ones; with `habits` satiation is known too.
+    users alone, has the true ones.
     """
     def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
         if oracle:
@@ -164,11 +164,17 @@ def expected_stars(world: World, oracle: bool = False, habits: Habits | None = N
             own = _half(user.cpu().numpy(), rated, history.rating[row].cpu().numpy() - mean, world.items[:, 1:],
                         len(user_ids), world.ridge)
             stars = mean + own[:, :1] + world.items[:, 1] + own[:, 1:] @ world.items[:, 2:].T
-        if habits:
-            ends = (history.log_start + history.log_length)[history.places(user_ids)]
-            recent = history.item_idx.cpu().numpy()[ends[:, None] + np.arange(-habits.memory, 0)]
-            stars = stars - satiation_of(world.similarity[recent] @ world.similarity.T, habits)
         return torch.as_tensor(stars, dtype=torch.float32)
+    return recommend
+
+
+def less_satiation(stars: Recommender, world: World, habits: Habits = HABITS) -> Recommender:
+    """Take from stars (U, n_items) what satiation will take of them: of a recommender who knows how users tire."""
+    def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
+        ends = (history.log_start + history.log_length)[history.places(user_ids)]
+        recent = history.item_idx.cpu().numpy()[ends[:, None] + np.arange(-habits.memory, 0)]
+        lost = satiation_of(world.similarity[recent] @ world.similarity.T, habits)
+        return stars(history, user_ids) - torch.as_tensor(lost, dtype=torch.float32)
     return recommend
 
 
