@@ -565,10 +565,13 @@ def main() -> None:
             found = rank_protocol(protocol, folder=home / "results", chosen=chosen, **data)
         if path.exists():  # another protocol may have been judged meanwhile
             results = json.loads(path.read_text(encoding="utf-8"))
-        rows = found.pop("rows")  # what baselines.py left stays as it was judged
-        names = {row["name"] for row in rows}
-        results["rows"] = rows + [row for row in results["rows"] if row["protocol"] != protocol
-                                  or (row["kind"] == "baseline" and row["name"] not in names)]
+        rows, old = found.pop("rows"), results["protocols"].get(protocol, {})
+        left = [row for row in results["rows"] if row["protocol"] == protocol and row["kind"] == "baseline"
+                and row["name"] not in {row["name"] for row in rows}]  # by baselines.py: stays as it was judged
+        others = {row["name"] for row in left}
+        found["differences"] += [each for each in old.get("differences", []) if each["other"] in others]
+        found |= {key: old[key] for key in ("history of others",) if key in old}
+        results["rows"] = rows + left + [row for row in results["rows"] if row["protocol"] != protocol]
         results["protocols"][protocol] = found
         write_json(path, results)
     if options.dataset == DEFAULT_DATASET and not options.into:
