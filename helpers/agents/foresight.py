@@ -32,6 +32,7 @@ class ForesightSettings:
     batch_size: int = 256
     keep: int = 8                # last rounds to learn from
     learning_rate: float = 1e-3
+    actor_rate: float = 1e-4     # of an actor that follows a critic, DDPG's and D4PG's, once it acts
     tau: float = 0.02            # share of the way the targets move, each step
     n: int = 3                   # steps of a return, in D4PG and Rainbow
     sharper: float = 5.0         # Rainbow acts by its values times this, for they differ little
@@ -262,20 +263,19 @@ def returns_of(taken: Tensor, last: Tensor, gamma: float) -> Tensor:
     return torch.tensor(total, dtype=torch.float32)
 
 
-def update_of(kind: str, agent: dict, played: Sessions, settings: ForesightSettings, gamma: float,
-              first: bool = False) -> Callable[[Tensor], dict]:
-    """Return the lesson's update of a kind; in the `first` round the critic learns alone."""
+def update_of(kind: str, agent: dict, played: Sessions, settings: ForesightSettings,
+              gamma: float) -> Callable[[Tensor], dict]:
+    """Return the lesson's update of a kind: index → numbers."""
     how = dict(tau=settings.tau)
     if kind == "REINFORCE":
         return partial(reinforce_update, agent, played, returns=returns_of(played.taken, played.last, gamma),
                        log_b=played.log_b, cap=settings.cap, entropy=settings.entropy, k=settings.k, **how)
     how |= dict(gamma=gamma, decay=0.7, future=1, stop_at_done=True)
-    climb = dict(value_weight=1e-3 if first else 1.0, behaviour_weight=0.0)  # of an actor beside a critic
     if kind == "DDPG":
-        return partial(ddpg.update, agent, played, **climb, **how)
+        return partial(ddpg.update, agent, played, behaviour_weight=0.0, **how)
     how |= dict(n=settings.n, support=torch.linspace(0, 1 / (1 - gamma), 51))  # of returns of ones, no more can come
     if kind == "D4PG":
-        return partial(d4pg.d4pg_update, agent, played, **climb, **how)
+        return partial(d4pg.d4pg_update, agent, played, behaviour_weight=0.0, **how)
     return partial(rainbow.rainbow_update, agent, played, penalty=0.0, **how)
 
 
@@ -289,13 +289,15 @@ def learn_by_acting(kind: str, gamma: float, world: foresight.World, habits: for
     """Return (agent, one row a round: films taken in a session, steps, stars above own mean) of acting on users."""
     agent, stored, rows = new_actor_in(kind, seed, frames, settings), [], []
     generator, own = torch.Generator().manual_seed(seed), world.own_mean[user]
+    if kind in ("DDPG", "D4PG"):
+        agent["actor_optimiser"].param_groups[0]["lr"] = settings.actor_rate
     for k in tqdm(range(rounds), desc=f"{kind}, γ = {gamma}, seed {seed}"):
         policy = softly(agent["actor"], frames.items, settings.sharper if kind == "Rainbow" else 1.0)
         stored = [*stored, act_in(world, habits, policy, last_taken, user, 10_000 * seed + k,
                                   settings.k)][-settings.keep:]
         agent["actor"].train()
         played = Sessions(frames.items, [torch.cat(part) for part in zip(*stored, strict=True)])
-        step = update_of(kind, agent, played, settings, gamma, first=k == 0)
+        step = update_of(kind, agent, played, settings, gamma)
         for _ in range(settings.updates * (3 if k == 0 else 1)):
             step(torch.randint(len(played), (settings.batch_size,), generator=generator))
         taken, stars = stored[-1][3:5]
