@@ -220,8 +220,9 @@ def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: di
         heard = sum(liking.accuracy(recommend, test[0][0], held_out) for recommend in scorers) / len(scorers)
         low, high = evaluation.bootstrap(heard) if len(heard) else (0.0, 1.0)  # of clicks no two differ
         kept = np.mean([liking.kept_when_exchanged(recommend, test[0][0], train_users).mean() for recommend in scorers])
-        more |= {"liking accuracy": round(float(heard.mean()), 4), "liking low": round(low, 4),
-                 "liking high": round(high, 4), "kept when exchanged": round(float(kept), 3)}
+        more |= {"liking accuracy": round(float(heard.mean()), 4) if len(heard) else None,  # last-1 has no pairs
+                 "liking low": round(low, 4), "liking high": round(high, 4),
+                 "kept when exchanged": round(float(kept), 3)}
         more |= {key: round(value, 4) for key, value in
                  slate_metrics(slates, similarity, part.train, ids).items()}
         hits = ranks[0].loc[ranks[0]["rank"] <= 10, "rating"].mean()
@@ -276,7 +277,7 @@ def differences_of(users: dict[str, pd.DataFrame]) -> list[dict]:
                             "supervised baseline, with history, tilted by expected stars", "expected stars")
             if one in users]
     return [difference(users, one, other, metric) for one in ours for other in users if other != one
-            for metric in ("NDCG@10", "reward@10", "liking") if metric in users[other]]
+            for metric in ("NDCG@10", "reward@10", "liking") if users[other].get(metric, pd.Series()).notna().any()]
 
 
 def add_scores(protocol: str, results: dict[str, Any], ratings: pd.DataFrame, ids: np.ndarray, folder: Path) -> None:

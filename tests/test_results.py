@@ -105,8 +105,8 @@ def test_the_supervised_baseline_chooses_the_history_term_and_a_tilt_keeps_its_r
     # 3 % of 0.1105 are spent at β = 0.8; DDPG has not that much to begin with, and is left as it is
     assert chosen["beta"] == {"supervised baseline, good": 0.8, "supervised baseline, poor": 0.8, "DDPG, good": 0.0,
                               "DDPG, poor": 0.0}
-    assert len(tried["histories"]) == len(results.RIDGES) * 6 and len(tried["tilts"]) == 4 * len(results.BETAS)
-    assert tried["histories"][0] == {"ridge": 100, "weight": 4.0, "rating_slope": 0.0, "ndcg@10": 0.1095,
+    assert [len(some) for some in tried.values()] == [len(results.RIDGES) * len(results.SAYS), 4 * len(results.BETAS)]
+    assert tried["histories"][0] == {"ridge": 100, "weight": 2.0, "rating_slope": 0.0, "ndcg@10": 0.0995,
                                      "reward@10": 0.4}
 
 
