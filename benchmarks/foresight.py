@@ -149,6 +149,7 @@ def main() -> None:
     for name in options.observe:
         habits = foresight.observed_habits(*log_of(name), most=10_000)
         stored.setdefault("observed of", {})[name] = habits.to_dict("records")
+    places = {name_of(*one): place for place, one in enumerate(product(KINDS, (SETTINGS.gamma, 0.0)))}
     with ProcessPoolExecutor(options.lanes, mp_context=get_context("spawn")) as pool:
         for kappa, decay in WORLDS:
             habits = foresight.Habits(impatience=kappa, decay=decay)
@@ -156,7 +157,7 @@ def main() -> None:
             rows = json.loads(json.dumps(world_rows(options.dataset, setting, habits, pool, done), default=float))
             stored["rows"] += [row for row in rows if row["policy"] not in done]
             stored |= {"observed": observed.to_dict("records"), "people": len(setting.judges), "rounds": ROUNDS}
-            stored["rows"].sort(key=lambda row: (row["impatience"], row["memory"]))
+            stored["rows"].sort(key=lambda row: (row["impatience"], row["memory"], places.get(row["policy"], -1)))
             write_json(path, stored)
             print(pd.DataFrame(stored["rows"]).round(2).to_string(), flush=True)
     if options.dataset == DEFAULT_DATASET:
