@@ -200,6 +200,8 @@ def test_two_films_liked_and_the_same_two_disliked_give_visibly_different_slates
             page.locator("#beta").focus()
             page.keyboard.press("End")
             slates.append(set(settled(page)[0]))
+            expected = page.locator("#slate .why").first.inner_text()
+            assert "expected" in expected and "star" in expected
     assert len(slates[0] & slates[1]) <= 7
 
 

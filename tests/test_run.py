@@ -251,6 +251,14 @@ def test_every_lesson_reads_what_an_earlier_one_writes_or_what_is_committed():
         written |= set(lesson.writes)
 
 
+def test_a_lesson_is_stale_when_what_it_reads_or_imports_from_another_changes():
+    upstream = [name.split("_")[0] for name in lessons.before("10b_off_policy")]
+    assert upstream == ["01", "02", "03", "05b", "06", "07", "08"]
+    code = series.code_of(nbformat.read(series.NOTES / "10b_off_policy.ipynb", as_version=4))
+    diagnostics = files.PROJECT / "helpers" / "agents" / "diagnostics.py"  # which has lesson 09's critic_of
+    assert diagnostics in notebooks.modules_of(code)
+
+
 def test_make_waits_for_what_a_lesson_reads():
     waits: dict[str, set] = {"data": set()}  # the target check-data holds lessons 00 to 04
     for line in (files.PROJECT / "Makefile").read_text().splitlines():

@@ -72,11 +72,11 @@ def test_what_goes_wrong_stops_with_a_sentence_and_all_parts_go_back(frames, fau
     assert weight.weight.item() == optimiser.state[weight.weight]["momentum_buffer"].item() == back
 
 
-def run_noisy(frames, max_steps=23, stop_at=None, prioritised=True, **options):
+def run_noisy(frames, rate=1e-2, max_steps=23, stop_at=None, prioritised=True, **options):
     """Train a network with dropout, Adam and a replay; return (logged rows, parts, steps made)."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
-    optimiser, replay = torch.optim.Adam(net.parameters(), 1e-2), Prioritised(7)
+    optimiser, replay = torch.optim.Adam(net.parameters(), rate), Prioritised(7)
     frames.tied[1:] = ~frames.is_last[:-1]
     steps = itertools.count(options["start"]["step"] + 1 if options.get("start") else 1)
     made = []
@@ -134,11 +134,17 @@ def assert_same(run, other):
     assert torch.equal(run[1]["replay"].probability(), other[1]["replay"].probability())
 
 
-def test_an_interruption_puts_the_ties_back(frames):
-    as_they_came = frames.item_idx.clone()
+def test_after_an_interruption_training_starts_anew_under_the_settings_it_is_given(frames, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    as_they_came, log = frames.item_idx.clone(), training.Log(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        run_noisy(frames, max_steps=60, stop_at=45)
+        run_noisy(frames, max_steps=60, stop_at=45, log=log)
+    log.writer.close()
     assert torch.equal(frames.item_idx, as_they_came)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and "events.out" not in path.name]
+    again = run_noisy(frames, max_steps=60, rate=2e-2)
+    assert again[2][0] == 1
+    assert_same(again, run_noisy(frames, max_steps=60, rate=2e-2))
 
 
 @pytest.mark.parametrize("prioritised", [True, False])
