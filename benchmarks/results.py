@@ -228,7 +228,8 @@ def rank_protocol(protocol: str, ratings: pd.DataFrame, infos: dict, vectors: di
         hits = ranks[0].loc[ranks[0]["rank"] <= 10, "rating"].mean()
         row, users[name] = judged_row(name, kind, protocol, runs, cpu, **more,
                                       **{"stars of hits": round(float(hits), 3)})
-        users[name] = users[name].assign(liking=heard.reindex(users[name].index))
+        if len(heard):
+            users[name]["liking"] = heard.reindex(users[name].index)
         rows.append(row)
         print(row, flush=True)
     evaluation.write_cases(folder / protocol / "users.csv", users)
@@ -277,7 +278,7 @@ def differences_of(users: dict[str, pd.DataFrame]) -> list[dict]:
                             "supervised baseline, with history, tilted by expected stars", "expected stars")
             if one in users]
     return [difference(users, one, other, metric) for one in ours for other in users if other != one
-            for metric in ("NDCG@10", "reward@10", "liking") if users[other].get(metric, pd.Series()).notna().any()]
+            for metric in ("NDCG@10", "reward@10", "liking") if metric in users[other]]
 
 
 def add_scores(protocol: str, results: dict[str, Any], ratings: pd.DataFrame, ids: np.ndarray, folder: Path) -> None:
