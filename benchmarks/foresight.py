@@ -10,7 +10,6 @@ import argparse
 import json
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
-from itertools import product
 from multiprocessing import get_context
 
 import numpy as np
@@ -24,9 +23,11 @@ from helpers.files import DEFAULT_DATASET, data_dir, read_vectors, res_dir, writ
 from tools.readme import replace_block
 
 WORLDS = ((0.0, 0.8), (1.0, 0.8), (2.0, 0.8), (4.0, 0.8), (4.0, 0.5), (4.0, 0.95))  # (κ, ρ)
-KINDS, SEEDS = ("DDPG", "D4PG", "Rainbow", "REINFORCE", "two numbers"), (0, 1)
+SEEDS = (0, 1)
 BETAS, WORLD_SEED, ROUNDS, REPEATS = (0.0, 1.0, 2.0, 4.0, 8.0), 1, 20, 6
 SETTINGS = lesson.ForesightSettings()
+GAMMAS = dict.fromkeys(("DDPG", "D4PG", "Rainbow", "REINFORCE"), SETTINGS.gamma) | {"model-based": SETTINGS.far}
+AGENTS = [(kind, discount) for kind, gamma in GAMMAS.items() for discount in (gamma, 0.0)]
 
 
 def log_of(dataset: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
@@ -52,9 +53,9 @@ def trained(dataset: str, kind: str, gamma: float, habits: foresight.Habits, see
     """Return what `judged` says of an agent; in a process of its own."""
     torch.set_num_threads(1)
     setting = setting_of(dataset)
-    if kind == "two numbers":
-        return judged(setting, habits, lesson.learn_two_numbers(gamma, setting.world, habits, *models_of(setting),
-                                                                setting.learners, ROUNDS, seed))
+    if kind == "model-based":
+        return judged(setting, habits, lesson.learn_models(gamma, setting.world, habits, *models_of(setting),
+                                                           setting.learners, ROUNDS, SETTINGS, seed))
     agent, _ = lesson.learn_by_acting(kind, gamma, setting.world, habits, setting.frames, setting.learners, ROUNDS,
                                       SETTINGS, seed)
     return judged(setting, habits, lesson.greedily(agent["actor_target"], setting.frames.items))
@@ -93,7 +94,7 @@ def world_rows(dataset: str, setting: lesson.Setting, habits: foresight.Habits, 
                done: set[str]) -> list[dict]:
     """Return the rows of one world, without those of agents that are done."""
     jobs = {(kind, gamma): [pool.submit(trained, dataset, kind, gamma, habits, seed) for seed in SEEDS]
-            for kind, gamma in product(KINDS, (SETTINGS.gamma, 0.0)) if name_of(kind, gamma) not in done}
+            for kind, gamma in AGENTS if name_of(kind, gamma) not in done}
     if not jobs:
         return []
     fixed = {name: (chosen, judged(setting, habits, policy)) for name, (chosen, policy) in
@@ -149,7 +150,7 @@ def main() -> None:
     for name in options.observe:
         habits = foresight.observed_habits(*log_of(name), most=10_000)
         stored.setdefault("observed of", {})[name] = habits.to_dict("records")
-    places = {name_of(*one): place for place, one in enumerate(product(KINDS, (SETTINGS.gamma, 0.0)))}
+    places = {name_of(*agent): place for place, agent in enumerate(AGENTS)}
     with ProcessPoolExecutor(options.lanes, mp_context=get_context("spawn")) as pool:
         for kappa, decay in WORLDS:
             habits = foresight.Habits(impatience=kappa, decay=decay)

@@ -1,5 +1,4 @@
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -124,26 +123,48 @@ def test_imitation_follows_what_was_taken_and_reinforce_what_was_taken_more_ofte
     assert own[1] > 0 and own[3] > 0
 
 
-def test_two_numbers_learn_how_much_liking_counts():
-    """Half of the films please and are taken less, half disappoint; who is pleased stays, at κ = 4."""
-    pleases = torch.arange(40) % 2
-    appeal, liking = (part.expand(60, -1).numpy() for part in (1.5 - 1.5 * pleases, 2.0 * pleases - 1))
-    world, habits = world_of(appeal, liking, noise=0.3), foresight.Habits(impatience=4.0, satiation=0.0)
-    learn = partial(acting.learn_two_numbers, world=world, habits=habits, user=torch.arange(60), rounds=10,
-                    choice=lambda seen: torch.as_tensor(appeal[:len(seen)]),
-                    liking=lambda visits: (3.0 + 2 * pleases).expand(len(visits.user), -1))
-    far, near = learn(0.95), learn(0.0)
-    assert far.b[0] > 0.75 > near.b[0]  # what pleases is first where β > 1.5 − β
-    assert far(foresight.Visits(world, habits, torch.arange(3))).argmax(dim=1).tolist() == [1, 1, 1]
+def trap(visits=60, n=40):
+    """Return world, choice and liking: half of the films please and are taken less, half are taken and disappoint."""
+    pleases = torch.arange(n) % 2
+    appeal, liking = (part.expand(visits, -1).numpy() for part in (1.5 - 1.5 * pleases, 2.0 * pleases - 1))
+    return (world_of(appeal, liking, noise=0.3), lambda seen: torch.as_tensor(appeal[:len(seen)]),
+            lambda visits: (3.0 + 2 * pleases).expand(len(visits.user), -1))
 
 
-def test_the_discounted_mean_of_a_visit_and_the_top_k_weight_by_hand():
-    world = world_of([[9.0, 9.0, 9.0, -9.0, 9.0]], np.zeros((1, 5)))  # films 2, 3, 4: taken, passed over, taken
-    def in_order(visits):
-        return -torch.arange(5.0).expand(1, -1)
-    assert acting.discounted(world, PATIENT, in_order, torch.tensor([0]), 0, 0.5).item() == pytest.approx(
-        (1.25 + 0.5 + 1) / 3)
-    assert acting.discounted(world, PATIENT, in_order, torch.tensor([0]), 0, 0.0).item() == pytest.approx(2 / 3)
+@pytest.mark.parametrize(("impatience", "gamma", "shows"), [(4.0, 0.99, 1), (4.0, 0.0, 0), (0.0, 0.99, 0)])
+def test_models_learn_that_who_is_pleased_stays(impatience, gamma, shows):
+    world, *models = trap()
+    habits = foresight.Habits(impatience=impatience, satiation=0.0)
+    agent = acting.learn_models(gamma, world, habits, *models, torch.arange(60), 6, SETTINGS)
+    scores = agent(foresight.Visits(world, habits, torch.arange(3)))
+    assert scores.argmax(dim=1).remainder(2).tolist() == [shows] * 3
+    assert (agent.beliefs.leaves[1] < -1) == (impatience > 0)
+    if not gamma:  # then a score is the chance of being taken, as the world has it
+        assert scores[0, 0].item() == pytest.approx(0.82, abs=0.05) and scores[0, 1] < 0.6
+
+
+def test_satisfaction_is_read_off_the_films_of_this_visit():
+    world, *models = trap()
+    world = world._replace(own_mean=world.first_stars.mean(dim=1))
+    visits, rhos = foresight.Visits(world, foresight.Habits(), torch.arange(60)), (0.5, 0.8)
+    for _ in range(3):
+        seen = acting.look_at(visits, *models, rhos)
+        few = (visits.rated > 0).sum(dim=1) <= 2 * visits.recent.shape[1]  # a frame holds all of this visit
+        assert torch.allclose(seen.satisfaction[few, 1], visits.satisfaction[few], atol=1e-6)
+        visits.step(foresight.best_unseen(seen.odds, visits)[:, 0])
+    assert visits.satisfaction.abs().max() > 0.1
+
+
+def test_a_score_and_a_weight_by_hand():
+    world = world_of([[0.0] * 5], np.zeros((1, 5)))
+    mean, stars = world.first_stars.mean(), torch.tensor([[0.0, 0, 1, 2, -2]])
+    agent = acting.ModelBased(lambda seen: torch.eye(5)[[4]], lambda visits: mean + stars, (0.5,))
+    visits = foresight.Visits(world, PATIENT, torch.tensor([0]))
+    p = torch.tensor([0, 0, 0, 0, 1.0]).sigmoid()
+    assert torch.allclose(agent(visits)[0], p)  # nothing follows
+    agent.beliefs = acting.Beliefs(leaves=torch.tensor([0.0, 0.0]), to_come=torch.tensor([0.0, 1, 0, 0, 0]))
+    future = (0.5 * stars[0]).exp() / 2  # half of them stay, and then e^s are to come
+    assert torch.allclose(agent(visits)[0], p * (1 + future - 0.5))
     log_pi = torch.tensor([0.9, 0.01]).log()
     one, ten = (acting.top_k_weight(log_pi, log_pi, cap=10.0, k=k) for k in (1, 10))
     assert one.tolist() == [1, 1] and ten[0] < 1e-7 and ten[1].item() == pytest.approx(10 * 0.99 ** 9, rel=1e-5)

@@ -1,7 +1,7 @@
 """What the lesson cells of notes/15_foresight.ipynb define; `make agents` writes it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -9,7 +9,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRegressor
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from helpers import evaluation, features
@@ -39,6 +41,8 @@ class ForesightSettings:
     cap: float = 10.0            # on REINFORCE's weights
     entropy: float = 0.003       # weight of REINFORCE's entropy
     k: int = 1                   # films of a slate
+    far: float = 0.99            # discount of the agent that learns models
+    greed: float = 10.0          # it acts by its log-scores times this
 
 
 def item_vectors(train: pd.DataFrame, matrix: np.ndarray, item_ids: np.ndarray, n: int = 30,
@@ -186,14 +190,16 @@ def act_in(world: foresight.World, habits: foresight.Habits, policy: foresight.P
            seed: int, k: int = 1, length: int = 40) -> list[Tensor]:
     """Let people come once, to slates of k films drawn by a policy's log-probabilities, of those not shown yet.
 
-    Returns, a row a step: what `note` says of the visits, then item, taken, stars, left, last, log_b of `Sessions`.
+    Returns, a row a step: what `note` says of visits and slate; item, taken, stars, left, last, log_b of `Sessions`.
     """
     visits, steps = foresight.Visits(world, habits, user, seed, length, k), []
     generator = torch.Generator().manual_seed(seed)
     while not visits.over:
-        log_p, before, here = policy(visits), note(visits), visits.here
+        log_p, here = policy(visits), visits.here
         gumbel = -(-torch.rand(log_p.shape, generator=generator).clamp(1e-7, 1 - 1e-7).log()).log()
-        item, *answer = visits.step(foresight.best_unseen(log_p + gumbel, visits, k))
+        slate = foresight.best_unseen(log_p + gumbel, visits, k)
+        before = note(visits, slate)
+        item, *answer = visits.step(slate)
         steps.append((*before, item, *answer, ~visits.here, log_p.gather(1, item[:, None])[:, 0], here))
     *parts, here = (torch.stack(part, dim=1) for part in zip(*steps, strict=True))  # (B, steps, …)
     parts[-2][:, -1] = True  # who is still here at the last step
@@ -279,7 +285,7 @@ def update_of(kind: str, agent: dict, played: Sessions, settings: ForesightSetti
     return partial(rainbow.rainbow_update, agent, played, penalty=0.0, **how)
 
 
-def last_taken(visits: foresight.Visits) -> tuple[Tensor, Tensor]:
+def last_taken(visits: foresight.Visits, _: Tensor) -> tuple[Tensor, Tensor]:
     """Return copies of the films each took last (B, F), and of their ratings."""
     return visits.recent.clone(), visits.recent_stars.clone()
 
@@ -306,47 +312,106 @@ def learn_by_acting(kind: str, gamma: float, world: foresight.World, habits: for
     return agent, pd.DataFrame(rows, pd.RangeIndex(1, rounds + 1, name="round"))
 
 
-class TwoModels(NamedTuple):
-    """Score films by log-odds of being taken + β · expected stars, β = b₀ + b₁ · lately; a policy."""
+class Look(NamedTuple):
+    """What the agent that learns models sees of B visits, before it shows a film."""
+
+    odds: Tensor          # (B, n) log-odds that a film is taken, as other people's logs have it
+    stars: Tensor         # (B, n) expected stars, minus the mean of a person's first ratings
+    mean: Tensor          # (B,) that mean
+    satisfaction: Tensor  # (B, R) of this visit so far, for each ρ that may be
+
+
+def look_at(visits: foresight.Visits, choice: foresight.Choice, liking: foresight.Policy, rhos: tuple) -> Look:
+    """Return what there is to see; satisfaction is that of the last films taken, as many as a frame has."""
+    mean, size = visits.world.first_stars[visits.user].mean(dim=1), visits.recent.shape[1]
+    rated, age = visits.rated > 0, torch.arange(size).flip(0)
+    new = age < rated.sum(dim=1, keepdim=True) - size  # (B, F): taken in this visit
+    weight = torch.stack([(1 - rho) * rho ** age for rho in rhos], dim=1)
+    satisfaction = ((visits.recent_stars - mean[:, None]) * new) @ weight
+    return Look(choice(rated.float()), liking(visits) - mean[:, None], mean, satisfaction)
+
+
+class Beliefs(NamedTuple):
+    """Small models by their coefficients, the intercept first."""
+
+    taken: Tensor = torch.tensor([0.0, 1.0, 0.0])  # log-odds of being taken, on log-odds and stars
+    liked: Tensor = torch.tensor([0.0, 1.0])       # stars above the mean, on expected ones
+    rho: int = 0                                   # which persistence
+    leaves: Tensor = torch.tensor([-2.0, 0.0])     # log-odds of leaving, on satisfaction s
+    to_come: Tensor = torch.tensor([-30.0, 0, 0, 0, 0])  # log of what follows if not, on s, q, s·q, s²
+
+    def future(self, s: Tensor, q: Tensor) -> Tensor:
+        """Return what is still to come at satisfaction s (B, m); q (B, 1)."""
+        leave = (self.leaves[0] + self.leaves[1] * s).sigmoid()
+        s = s.clamp(-2.5, 2.5)
+        x = torch.stack([torch.ones_like(s), s, q.expand_as(s), s * q, s * s], dim=-1)
+        return (1 - leave) * (x @ self.to_come).clamp(max=4.5).exp()  # no visit takes more than 90 films
+
+
+@dataclass
+class ModelBased:
+    """Score films by p̂ · (1 + what being taken adds to what is still to come); a policy that notes what it saw."""
 
     choice: foresight.Choice
     liking: foresight.Policy
-    b: Tensor  # (2,), or (B, 2) of each visitor
+    rhos: tuple[float, ...] = (0.3, 0.5, 0.65, 0.8, 0.9, 0.95)  # persistence ρ, as it may be
+    beliefs: Beliefs = field(default_factory=Beliefs)
 
     def __call__(self, visits: foresight.Visits) -> Tensor:
-        """Return scores (B, n)."""
-        weight = 0.8 ** torch.arange(visits.recent.shape[1]).flip(0)
-        above = visits.recent_stars - visits.world.first_stars[visits.user].mean(dim=1, keepdim=True)
-        context = torch.stack([torch.ones(len(above)), (above * weight).sum(dim=1) / weight.sum()], dim=1)
-        beta = (context * self.b).sum(dim=1, keepdim=True)
-        return self.choice((visits.rated > 0).float()) + beta * self.liking(visits)
+        """Return scores (B, n), above 0."""
+        look, own = look_at(visits, self.choice, self.liking, self.rhos), self.beliefs
+        p = (own.taken[0] + own.taken[1] * look.odds + own.taken[2] * look.stars).sigmoid()
+        best = p.masked_fill(visits.shown, 0).topk(min(20, p.shape[1])).values
+        self.look, q = look, best.mean(dim=1, keepdim=True).clamp(min=1e-6).log()
+        self.q, rho, s = q[:, 0], self.rhos[own.rho], look.satisfaction[:, [own.rho]]
+        after = rho * s + (1 - rho) * (own.liked[0] + own.liked[1] * look.stars)
+        return (p * (1 + own.future(after, q) - own.future(s, q))).clamp(min=1e-6)
+
+    def note(self, _: foresight.Visits, slate: Tensor) -> tuple[Tensor, ...]:
+        """Return what it saw of a film that it shows, (B,) each, and satisfaction (B, R)."""
+        odds, stars = (part.gather(1, slate[:, :1])[:, 0] for part in self.look[:2])
+        return odds, stars, self.q, self.look.mean, self.look.satisfaction
 
 
-def discounted(world: foresight.World, habits: foresight.Habits, policy: foresight.Policy, user: Tensor, seed: int,
-               gamma: float, length: int = 40) -> Tensor:
-    """Let people come once; return (B,), the mean over each visit's steps of Σ γᵏ·r from there on."""
-    visits, steps = foresight.Visits(world, habits, user, seed, length), []
-    while not visits.over:
-        here = visits.here
-        steps.append((visits.step(foresight.best_unseen(policy(visits), visits))[1].float(), here.float()))
-    following, total = torch.zeros(len(user)), torch.zeros(len(user))
-    for taken, here in reversed(steps):
-        following = taken + gamma * following
-        total += following * here
-    return total / sum(here for _, here in steps)
+def log_odds_of(x: Tensor, y: Tensor) -> Tensor:
+    """Return (1 + d,), intercept and slopes of a logistic regression of y (N,) bool on x (N, d)."""
+    x, y = torch.cat([x, x.mean(dim=0).expand(2, -1)]), torch.cat([y, torch.tensor([False, True])])
+    model = LogisticRegression(C=1e3).fit(x.numpy(), y.numpy())
+    return torch.tensor([*model.intercept_, *model.coef_[0]], dtype=torch.float32)
 
 
-def learn_two_numbers(gamma: float, world: foresight.World, habits: foresight.Habits, choice: foresight.Choice,
-                      liking: foresight.Policy, user: Tensor, rounds: int, seed: int = 0, spread: float = 1.5,
-                      rate: float = 4.0) -> TwoModels:
-    """Return two models with the numbers that acting on users taught."""
-    b, generator = torch.zeros(2), torch.Generator().manual_seed(seed)
+def beliefs_of(parts: list[Tensor], rhos: tuple, gamma: float) -> Beliefs:
+    """Return what stored steps teach: parts as `act_in` returns them, with what `ModelBased.note` says."""
+    odds, stars, q, mean, before, _, taken, given, left, last, _ = parts
+    def slopes(model: LinearRegression | PoissonRegressor, x: Tensor, y: Tensor) -> Tensor:
+        model.fit(x.numpy(), y.numpy())
+        return torch.tensor([model.intercept_, *model.coef_], dtype=torch.float32)
+
+    rho = torch.tensor(rhos)
+    after = torch.where(taken[:, None], rho * before + (1 - rho) * (given - mean)[:, None], before)
+    leaves = [log_odds_of(s[:, None], left) for s in after.T]
+    error = [F.binary_cross_entropy_with_logits(b[0] + b[1] * s, left.float())
+             for b, s in zip(leaves, after.T, strict=True)]
+    best = int(torch.stack(error).argmin())
+    found = Beliefs(log_odds_of(torch.stack([odds, stars], dim=1), taken),
+                    slopes(LinearRegression(), stars[taken, None], (given - mean)[taken]), best, leaves[best])
+    if not gamma:
+        return found
+    s, to_come = after[:, best].clamp(-2.5, 2.5), returns_of(taken, last, gamma) - taken.float()
+    x = torch.stack([s, q, s * q, s * s], dim=1)
+    return found._replace(to_come=slopes(PoissonRegressor(alpha=1e-4, max_iter=300), x[~last], to_come[~last]))
+
+
+def learn_models(gamma: float, world: foresight.World, habits: foresight.Habits, choice: foresight.Choice,
+                 liking: foresight.Policy, user: Tensor, rounds: int, settings: ForesightSettings,
+                 seed: int = 0) -> ModelBased:
+    """Return the agent that acting on users taught its models."""
+    agent, stored = ModelBased(choice, liking), []
     for k in range(rounds):
-        noise = torch.randn(len(user), 2, generator=generator)
-        goal = discounted(world, habits, TwoModels(choice, liking, b + spread * noise), user, 10_000 * seed + k, gamma)
-        advantage = (goal - goal.mean()) / goal.std().clamp(min=1e-6)
-        b = b + rate * min(1, 2 - 2 * k / rounds) * (advantage[:, None] * noise).mean(dim=0)
-    return TwoModels(choice, liking, b)
+        stored = [*stored, act_in(world, habits, lambda visits: settings.greed * agent(visits).log(), agent.note, user,
+                                  10_000 * seed + k)][-settings.keep:]
+        agent.beliefs = beliefs_of([torch.cat(part) for part in zip(*stored, strict=True)], agent.rhos, gamma)
+    return agent
 
 
 def draw_foresight(rows: pd.DataFrame, observed: dict[str, float]) -> plt.Figure:
