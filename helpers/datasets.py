@@ -254,8 +254,7 @@ def _names_of_catalogue(folder: Path) -> pd.Series | None:
 def read_links(folder: str | Path) -> pd.DataFrame:
     """Read how items are named elsewhere: MovieLens' `links.csv`, or the Freebase `.link` of ml-100k; empty without.
 
-    Returns `item_id` int64 and those of `imdbId, tmdbId, entity_id` that the file has, str, "" where an item has none;
-    one may stand for several items.
+    Returns `item_id` int64 and those of `imdbId, tmdbId, entity_id` that the file has, str, "" for none; not unique.
     """
     path = find(folder, "*.link", "links.csv")
     if path is None:

@@ -61,15 +61,13 @@ def split_time(ratings: pd.DataFrame, share: float = 0.1, at_least: int = 10) ->
     """
     ratings = in_order(ratings)
     moment = ratings["timestamp"].sort_values(kind="stable").iloc[int((1 - share) * len(ratings))]
-    before, after = ratings[ratings["timestamp"] < moment], ratings[ratings["timestamp"] >= moment]
-    known = before["user_id"].value_counts()
-    after = after[after["user_id"].isin(known.index[known >= at_least])].drop_duplicates(["user_id", "item_id"])
-    seen = pd.MultiIndex.from_frame(before.loc[before["user_id"].isin(after["user_id"]), ["user_id", "item_id"]])
-    after = after[~pd.MultiIndex.from_frame(after[["user_id", "item_id"]]).isin(seen)]
+    late, known = ratings["timestamp"] >= moment, ratings.duplicated(["user_id", "item_id"])
+    n_before = ratings.loc[~late, "user_id"].value_counts()
+    after = ratings[late & ~known & ratings["user_id"].isin(n_before.index[n_before >= at_least])]
     if after.empty:
         raise DataError(f"nobody with {at_least} ratings before the last {share:.0%} of the log rated anything new "
                         f"after it: the protocol has no case")
-    return before.reset_index(drop=True), after.reset_index(drop=True)
+    return ratings[~late].reset_index(drop=True), after.reset_index(drop=True)
 
 
 def rolling_cases(before: pd.DataFrame, held_out: pd.DataFrame) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
@@ -130,10 +128,10 @@ def rank_held_out(recommend: Recommender, history: Frames, held_out: pd.DataFram
     return held_out.assign(rank=np.concatenate(ranks))
 
 
-def case_metrics(ranked: pd.DataFrame, k: int = 10) -> pd.DataFrame:
-    """Return one row a case: NDCG@k, HR@k, MRR, and reward@k = hit × 2·(rating − 2.5).
+def case_metrics(ranked: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a case: NDCG@10, HR@10, MRR, and reward@10 = hit × 2·(rating − 2.5).
 
-    With one relevant item NDCG@k is 1 / log2(1 + rank) up to rank k.
+    With one relevant item NDCG@10 is 1 / log2(1 + rank) up to rank 10.
 
     >>> case_metrics(pd.DataFrame({"rank": [1, 3, 11], "rating": [5, 0.5, 5]})).round(3)
        NDCG@10  HR@10    MRR  reward@10
@@ -142,9 +140,9 @@ def case_metrics(ranked: pd.DataFrame, k: int = 10) -> pd.DataFrame:
     2      0.0    0.0  0.091        0.0
     """
     rank = ranked["rank"].to_numpy(np.float64)
-    hit = rank <= k
-    return pd.DataFrame({f"NDCG@{k}": np.where(hit, 1 / np.log2(1 + rank), 0), f"HR@{k}": hit.astype(np.float64),
-                         "MRR": 1 / rank, f"reward@{k}": hit * reward_of(ranked["rating"].to_numpy(np.float64))})
+    hit = rank <= 10
+    return pd.DataFrame({"NDCG@10": np.where(hit, 1 / np.log2(1 + rank), 0), "HR@10": hit.astype(np.float64),
+                         "MRR": 1 / rank, "reward@10": hit * reward_of(ranked["rating"].to_numpy(np.float64))})
 
 
 def slates_of(recommend: Recommender, history: Frames, user_ids: np.ndarray, k: int = 10) -> np.ndarray:
@@ -222,12 +220,11 @@ def read_cases(path: Path) -> dict[str, pd.DataFrame]:
 
 def observed_returns(frames: Frames, gamma: float) -> tuple[Tensor, Tensor]:
     """Return what each transition's user really gave from there on: (Σ γᵏ·rₖ to the log's end (n,), steps (n,))."""
-    start, rating, is_last = (field.cpu().numpy() for field in (frames.start, frames.rating, frames.is_last))
-    total, left = np.zeros(len(rating)), np.zeros(len(rating), np.int64)
+    start, rating, goes_on = (field.cpu().numpy() for field in (frames.start, frames.rating, ~frames.is_last))
+    total, left = np.zeros(len(rating) + 1), np.zeros(len(rating) + 1, np.int64)
     for row in reversed(range(len(rating))):
-        goes_on = not is_last[row]
-        total[row] = reward_of(float(rating[row])) + (gamma * total[row + 1] if goes_on else 0)
-        left[row] = 1 + (left[row + 1] if goes_on else 0)
+        total[row] = reward_of(float(rating[row])) + gamma * goes_on[row] * total[row + 1]
+        left[row] = 1 + goes_on[row] * left[row + 1]
     actions = start + frames.frame_size
     return torch.as_tensor(total[actions], dtype=torch.float32), torch.as_tensor(left[actions])
 
@@ -243,12 +240,10 @@ def calibration(value: Callable[[Tensor, Tensor], Tensor], frames: Frames, gamma
     observed, left = observed_returns(frames, gamma)
     index = torch.nonzero(left >= at_least)[:, 0]
     if not len(index):
-        _say_once(f"no user has {at_least} steps to come after a transition: nothing can be held against what was "
-                  f"observed")
+        _say_once(f"no user has {at_least} steps to come after a transition: nothing can be compared")
     parts = []
     for some in index.split((1 << 25) // len(frames.items)):  # `choose` may weigh the whole catalogue for each
         t = frames.gather(some)
         answers = {"predicted": t.action} | ({} if choose is None else {"own": choose(t.state)})
-        parts.append({name: value(t.state, action)[:, 0].float().cpu() for name, action in answers.items()})
-    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return pd.DataFrame({**columns, "observed": observed[index]}, index=index.numpy())
+        parts.append(pd.DataFrame({name: value(t.state, a)[:, 0].float().cpu().numpy() for name, a in answers.items()}))
+    return pd.concat(parts).set_axis(index.numpy()).assign(observed=observed[index].numpy())

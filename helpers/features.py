@@ -31,13 +31,11 @@ SCHEMA: dict[str, Any] = {
 
 def catalogue_infos(items: pd.DataFrame, rated: pd.Series) -> dict[int, dict]:
     """Start `infos` from the catalogue, as `datasets.read_items` returns it; a `rated` id it lacks becomes a title."""
-    infos = {}
-    for item_id, title, year, genres in items[["item_id", "title", "year", "genres"]].itertuples(index=False):
-        infos[int(item_id)] = {**deepcopy(SCHEMA), "title": title, "genres": list(genres),
-                               "release_year": None if pd.isna(year) else int(year)}
-    for item_id in sorted(set(rated.unique()) - infos.keys()):
-        infos[int(item_id)] = {**deepcopy(SCHEMA), "title": f"item {item_id}"}
-    return infos
+    infos = {int(item_id): {**deepcopy(SCHEMA), "title": title, "genres": list(genres),
+                            "release_year": None if pd.isna(year) else int(year)}
+             for item_id, title, year, genres in items[["item_id", "title", "year", "genres"]].itertuples(index=False)}
+    lacking = sorted(set(rated.unique()) - infos.keys())
+    return infos | {int(item_id): {**deepcopy(SCHEMA), "title": f"item {item_id}"} for item_id in lacking}
 
 
 def write_infos(path: Path, infos: dict[int, dict]) -> None:
@@ -90,6 +88,7 @@ def standardise(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float32)
     with np.errstate(invalid="ignore"):  # nothing known in a column
         return np.nan_to_num(StandardScaler().fit_transform(values)).astype(np.float32)
+
 
 MANY = 10_000_000  # cells of a matrix above which half the memory and half the time count for more than the last digits
 

@@ -60,7 +60,7 @@ class Liking(NamedTuple):
         return (self.offset + bias[:, None] + taste @ history.items.cpu().T).to(history.device)
 
 
-def fit_liking(train: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, sweeps: int = 20, damping: float = 5.0,
+def fit_liking(train: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, sweeps: int = 20,
                most_users: int = 2_000) -> Liking:
     """Fit offsets, and by EM the covariance of tastes and the noise, to the training part.
 
@@ -69,10 +69,9 @@ def fit_liking(train: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, sw
     """
     vectors = torch.as_tensor(matrix, dtype=torch.float32)
     length = float(vectors.square().sum(dim=1).mean().sqrt())
-    liking = Liking(offsets(train, item_ids, damping), torch.eye(vectors.shape[1]) * 0.2 / length,
-                    max(float(train["rating"].var(ddof=0)), LEAST), damping)
-    logs = [torch.as_tensor(log) for log in pd.Series(np.arange(len(train))).groupby(train["user_id"].to_numpy())
-            .indices.values()]
+    liking = Liking(offsets(train, item_ids), torch.eye(vectors.shape[1]) * 0.2 / length,
+                    max(float(train["rating"].var(ddof=0)), LEAST))
+    logs = [torch.as_tensor(log) for log in train.groupby("user_id").indices.values()]
     if len(logs) > most_users:
         logs = [logs[one] for one in np.random.default_rng(0).choice(len(logs), most_users, replace=False)]
     item = torch.as_tensor(rows_of(train["item_id"], item_ids)).long()
@@ -90,9 +89,9 @@ def fit_liking(train: pd.DataFrame, item_ids: np.ndarray, matrix: np.ndarray, sw
     return liking
 
 
-def offsets(train: pd.DataFrame, item_ids: np.ndarray, damping: float) -> Tensor:
-    """Return `damped_mean` as a tensor (n_items,), float32."""
-    return torch.as_tensor(damped_mean(train, item_ids, damping).to_numpy(np.float32, copy=True))
+def offsets(train: pd.DataFrame, item_ids: np.ndarray) -> Tensor:
+    """Return each item's mean rating, five of the overall mean added, as a tensor (n_items,), float32."""
+    return torch.as_tensor(damped_mean(train, item_ids, 5).to_numpy(np.float32, copy=True))
 
 
 def mean_rating(train: pd.DataFrame) -> Recommender:
@@ -102,7 +101,7 @@ def mean_rating(train: pd.DataFrame) -> Recommender:
     >>> mean_rating(log)(Frames(log, np.array([7, 8, 9]), np.eye(3), frame_size=1), np.array([1]))
     tensor([[4.2857, 3.6667, 4.0000]])
     """
-    return lambda history, user_ids: offsets(train, history.item_ids, 5.0).expand(len(user_ids), -1)
+    return lambda history, user_ids: offsets(train, history.item_ids).expand(len(user_ids), -1)
 
 
 def tilted(recommend: Recommender, stars: Recommender, beta: float) -> Recommender:
@@ -131,12 +130,11 @@ def accuracy(recommend: Recommender, history: Frames, held_out: pd.DataFrame) ->
 
     Users without such a pair are left out. All are scored from `history`, which ends before the first held-out item.
     """
-    users = held_out["user_id"].unique()
-    place = pd.Series(np.arange(len(users)), users)[held_out["user_id"]].to_numpy(copy=True)
+    place, users = pd.factorize(held_out["user_id"].to_numpy())
     with torch.no_grad():
         scores = recommend(history, users).cpu()[place, rows_of(held_out["item_id"], history.item_ids)].numpy()
     of_user: dict[int, float] = {}
-    for user_id, rows in held_out.reset_index(drop=True).groupby("user_id").indices.items():
+    for user_id, rows in held_out.groupby("user_id").indices.items():
         one, other = np.triu_indices(len(rows), 1)
         stars, score = (values[rows[one]] - values[rows[other]] for values in (held_out["rating"].to_numpy(), scores))
         if (stars != 0).any():

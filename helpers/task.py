@@ -76,8 +76,7 @@ def load_task(dataset: str, frame_size: int = 10, device: str | torch.device = "
         print(f"validated and tested with {most_users:,} of {len(split.test):,} users, drawn at random")
         split = split._replace(valid=valid, test=test)
     return Task(home, ids, matrix, {i: info["title"] for i, info in infos.items()}, split,
-                frames=make(split.train[~apart]), apart=make(split.train[apart]), history=make(split.train),
-                longer_history=longer_history)
+                make(split.train[~apart]), make(split.train[apart]), make(split.train), longer_history)
 
 
 def text_says(dataset: str, sentence: str, came: object, holds: bool) -> None:

@@ -23,18 +23,16 @@ transformers_logging.disable_progress_bar()
 def item_text(info: dict) -> str:
     """Write what is known of an item as one short text: title, year, genres, tagline, overview.
 
-    What is unknown, blank or absent leaves no trace. The overview comes last: it is the longest, so it is
-    what an encoder's `max_length` cuts.
+    What is unknown or blank leaves no trace. The overview, the longest, comes last: `max_length` of an encoder cuts it.
 
     >>> item_text({"title": "Heat", "release_year": 1995, "genres": ["Crime", "Drama"], "tagline": " ",
     ...            "overview": "A thief plans a last job."})
     'Heat (1995). Crime, Drama. A thief plans a last job.'
     """
     year = f" ({info['release_year']})" if info.get("release_year") else ""
-    overview = (info.get("overview") or "").strip()
-    overview = "" if no_overview(overview) else overview
-    tagline = (info.get("tagline") or "").strip().rstrip(".")
-    parts = [f"{info.get('title') or ''}{year}", ", ".join(info.get("genres") or []), tagline, overview]
+    tagline, overview = ((info.get(field) or "").strip() for field in ("tagline", "overview"))
+    parts = [f"{info.get('title') or ''}{year}", ", ".join(info.get("genres") or []), tagline.rstrip("."),
+             "" if no_overview(overview) else overview]
     return ". ".join(part.strip() for part in parts if part.strip())
 
 
@@ -71,12 +69,11 @@ def encode(texts: dict[int, str], tokenizer, model, pool: Callable[[Tensor, Tens
            max_length: int = 256, path: Path | None = None) -> dict[int, np.ndarray]:
     """Return `{item_id: vector (d,) float32}` in the order of `texts`, and write it to `path`, if one is given.
 
-    A batch holds texts of similar length, the longest come first: little is padding. A text's vector is the same
-    alone and in any batch, but for the rounding of float32.
+    A batch holds texts of similar length, the longest come first: little is padding. A text's vector is the same in
+    any batch, but for the rounding of float32.
 
     Args:
         pool: (hidden (B, T, d), mask (B, T) int64, 1 for a real token) → (B, d), the lesson's own pooling.
-        batch_size: texts at once; memory, not quality, depends on it.
         max_length: tokens of a text that are read; never more than the model has positions for.
     """
     learnt = [table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)

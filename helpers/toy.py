@@ -51,12 +51,10 @@ def solve(reward: np.ndarray, gamma: float, n: int = 1, behaviour: np.ndarray | 
 
 def policy_return(choice: np.ndarray, reward: np.ndarray, gamma: float) -> float:
     """Return the discounted return of always taking choice[seen], averaged over the first films: of 200 steps."""
-    total = 0.0
-    for start in range(len(reward)):
-        seen = start
-        for step in range(200):
-            total += gamma ** step * reward[seen, choice[seen]] / len(reward)
-            seen = choice[seen]
+    seen, total = np.arange(len(reward)), 0.0
+    for step in range(200):
+        total += gamma ** step * reward[seen, choice[seen]].mean()
+        seen = choice[seen]
     return total
 
 

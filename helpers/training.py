@@ -81,7 +81,7 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
         max_steps: int, watch: Callable[[int], dict[str, float]] | None = None, log_every: int = 10,
         safe_every: int = 200, log: Log | None = None, seed: int = 0, desc: str = "fit",
         sample: Callable[[int], Any] | None = None, shuffle_ties: bool = False, limit: float = 1e6, bf16: bool = True,
-        start: dict[str, Any] | None = None, keep: Callable[[dict[str, Any]], None] | None = None) -> pd.DataFrame:
+        start: dict[str, Any] | None = None, keep: Callable[[dict[str, Any]], None] = lambda _: None) -> pd.DataFrame:
     """Call `update` on shuffled batches, epoch after epoch, for `max_steps` steps; return the logged rows by step.
 
     Args:
@@ -136,8 +136,7 @@ def fit(update: Callable[[Any], dict[str, Tensor]], frames: Frames, parts: dict[
                 log.scalars(step, values)
             if safe:
                 kept = {"step": step, "rows": list(rows), "parts": copied}
-                if keep is not None:
-                    keep(kept)
+                keep(kept)
     except ValueError as error:  # of a check, or of a replay or a distribution that is given NaN, say
         restore(parts, kept["parts"])
         shuffle(kept["step"], follow=False)

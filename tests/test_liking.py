@@ -48,8 +48,8 @@ def test_the_fit_finds_what_people_disagree_about():
 
 def test_an_item_nobody_rated_has_the_mean_and_one_rated_once_is_damped():
     train = log_of([(1, 0, 5.0), (1, 1, 1.0), (2, 1, 3.0)])
-    fitted = liking.fit_liking(train, np.arange(3), np.eye(3), sweeps=1, damping=2.0)
-    np.testing.assert_allclose(fitted.offset, [3 + 2 / 3, 3 - 2 / 4, 3])
+    fitted = liking.fit_liking(train, np.arange(3), np.eye(3), sweeps=1)
+    np.testing.assert_allclose(fitted.offset, [3 + 2 / 6, 3 - 2 / 7, 3])
 
 
 def test_of_clicks_which_are_all_alike_nothing_is_liked_more():

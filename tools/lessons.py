@@ -1,5 +1,4 @@
-"""The one table of what lessons read and write: the runner goes by it, and tests hold Makefile, notebooks and README
-against it."""
+"""The one table of what lessons read and write: the runner goes by it, and tests hold the other files against it."""
 
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,4 @@
-"""The same lessons on several machines, with Ray: ratings by shard of users, training over workers.
-
-Ray is not among the requirements: `pip install -r requirements-ray.txt`.
-"""
+"""The same lessons on several machines, with Ray: ratings by shard of users, training over workers."""
 
 import contextlib
 import importlib
@@ -57,8 +54,7 @@ def chosen_workers() -> int:
 def connected(n_nodes: int, store: int = 256 << 20) -> Iterator[ModuleType]:
     """Yield Ray, connected to the cluster at RAY_ADDRESS, or to one of `n_nodes` made here and ended with the block.
 
-    A node made here has one core and an object store of `store` bytes. DataError if Ray is not installed, or no
-    cluster answers at RAY_ADDRESS.
+    A node made here has one core and an object store of `store` bytes. DataError: no Ray, or no answer there.
     """
     engine, local = ray(), None
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -103,16 +99,14 @@ def shard_ratings(source: str | Path, folder: str | Path, n_shards: int) -> pd.D
     Args:
         source: folder of Parquet files, or an object store's address (s3://, gs://): `RATING_COLUMNS`, and maybe
             `place`, the row's place in the log as it came. DataError if there is nothing, or it lacks a column.
-        folder: where the shards go, and when all are there a manifest, which is what is returned: one row a shard,
-            `shard`, `users`, `ratings`.
+        folder: where the shards go, and then a manifest, which is returned: `shard, users, ratings`, one row a shard.
     """
     data, (filesystem, path) = ray().data, _place(folder)
     try:
         names = pyarrow.dataset.dataset(_address(source), format="parquet").schema.names
     except (FileNotFoundError, pa.ArrowInvalid) as error:
         raise DataError(f"no Parquet files to read at {source} ({str(error).splitlines()[0]})") from error
-    lacking = [name for name in RATING_COLUMNS if name not in names]
-    if lacking:
+    if lacking := [name for name in RATING_COLUMNS if name not in names]:
         raise DataError(f"the ratings at {source} lack {', '.join(lacking)}; they have {', '.join(names)}")
 
     def add_shard(batch: pa.Table) -> pa.Table:
@@ -126,8 +120,7 @@ def shard_ratings(source: str | Path, folder: str | Path, n_shards: int) -> pd.D
     filesystem.create_dir(path)
     with contextlib.suppress(FileNotFoundError):  # from here on the old shards are not whole
         filesystem.delete_file(f"{path}/{MANIFEST}")
-    chosen = [*RATING_COLUMNS, *(["place"] if "place" in names else [])]
-    ratings = data.read_parquet(_address(source)).select_columns(chosen)
+    ratings = data.read_parquet(_address(source)).select_columns([*RATING_COLUMNS, *({"place"} & {*names})])
     made = ratings.map_batches(add_shard, batch_format="pyarrow").groupby("shard", num_partitions=n_shards) \
         .map_groups(write, batch_format="pyarrow").to_pandas().sort_values("shard", ignore_index=True)
     with filesystem.open_output_stream(f"{path}/{MANIFEST}") as file:
@@ -165,8 +158,7 @@ def read_shards(folder: str | Path, rank: int = 0, n_workers: int = 1) -> pd.Dat
                             f"{n_ratings:,} ratings: call shard_ratings again")
         parts.append(table.to_pandas())
     if not parts:
-        raise DataError(f"{path} has {len(shards)} shards, none for worker {rank + 1} of {n_workers}: "
-                        f"make more shards than workers")
+        raise DataError(f"{path} has {len(shards)} shards, none for worker {rank + 1} of {n_workers}: make more shards")
     return pd.concat(parts, ignore_index=True)
 
 
@@ -282,14 +274,15 @@ def train_together(make: Callable[[Frames], tuple[Callable, dict, dict]], folder
             room = int(sum(node["Resources"].get(kind, 0) for node in engine.nodes() if node["Alive"]))
             if not 0 < room < n_workers:
                 raise DataError(f"training on the cluster could not start with {n_workers} workers on {room} {kind}s "
-                                f"({_last_line(error)})") from error
+                                f"({str(error).strip().splitlines()[-1]})") from error
             print(f"no room for {n_workers} workers: going on with {room}, one for each {kind} that is there")
             n_workers = room
         except train.TrainingFailedError as error:
             max_failures -= 1
             reason = _own_words(error)
             if reason or max_failures < 0:
-                raise DataError(reason or f"workers were lost too often: {_last_line(error)}") from error
+                lost = f"workers were lost too often: {str(error).strip().splitlines()[-1]}"
+                raise DataError(reason or lost) from error
     with result.checkpoint.as_directory() as kept:
         state = torch.load(Path(kept) / "worker-00000.pt", map_location="cpu", weights_only=True)
     return state["parts"], pd.DataFrame(state["rows"]).set_index("step")
@@ -303,7 +296,3 @@ def _own_words(error: Exception) -> str:
         if cause:
             return str(cause)
     return ""
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]

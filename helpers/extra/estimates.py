@@ -54,10 +54,9 @@ class Log(NamedTuple):
 
     def first(self, n: int, steps: int | None = None) -> "Log":
         """Return the first n sessions, of at most so many steps."""
-        where = {name: (slice(None),) if name in ("pi", "mean_film") else () for name in self._fields}
-        cut = {name: getattr(self, name)[(*axis, slice(n), *([slice(steps)] if name != "user" else []))]
-               for name, axis in where.items()}
-        return Log(**cut)
+        cut = {name: field[:, :n, :steps] if name in ("pi", "mean_film") else field[:n, :steps]
+               for name, field in self._asdict().items() if name != "user"}
+        return Log(self.user[:n], **cut)
 
 
 def steps_of(world: foresight.World, length: int) -> int:

@@ -149,15 +149,13 @@ def from_tmdb(record: dict) -> dict:
         "popularity": _number(record.get("popularity"), least=0, kind=float),
         "production_companies": _names(record.get("production_companies"), "name", "|"),
         "production_countries": _names(record.get("production_countries"), "iso_3166_1"),
-        "release_year": year, "release_month": month,
-        "revenue": revenue,
+        "release_year": year, "release_month": month, "revenue": revenue,
         "runtime": _number(record.get("runtime"), least=1),
         "spoken_languages": _names(record.get("spoken_languages"), "iso_639_1"),
         "tagline": _text(record.get("tagline")),
         "title": _text(record.get("title")),
         "vote_average": None if votes == 0 else _number(record.get("vote_average"), least=0, kind=float),
-        "vote_count": votes,
-        "budget": budget,
+        "vote_count": votes, "budget": budget,
         "revenue_d": None if revenue is None or budget is None else revenue - budget,
     }
 

@@ -1,8 +1,7 @@
 """Simulated users, who rate every film, tire of similar films and may leave: a measure of long-term reward.
 
 Two parts are fitted to ratings: what a user expects of a film, and how far ratings scatter around that; `World.rmse`
-says how well. The rest is assumed, not fitted, and stands in `Habits`: films like those just seen please less, and
-the displeased leave.
+says how well. The rest, in `Habits`, is assumed: films like those just seen please less, and the displeased leave.
 
 What it cannot say. It knows only what was rated, and ratings are not missing at random: people rate what they chose
 to see, so it overrates films that few would choose; one that nobody rated is an average film to it. Its users
@@ -23,10 +22,9 @@ from scipy.special import ndtri
 from sklearn.preprocessing import normalize
 from torch import Tensor
 
-from helpers.evaluation import Recommender
 from helpers.files import DataError
 from helpers.frames import Frames, flatten, reward_of
-from helpers.recommenders import latest_ratings
+from helpers.recommenders import Recommender, latest_ratings
 from helpers.tables import check_rows, in_order, rows_of
 
 # Mode → steps at most, unless told otherwise. "free": films may repeat, users may quit. "no-repeat": no film twice,
@@ -152,8 +150,7 @@ def satiation_of(cosine: np.ndarray, habits: Habits) -> np.ndarray:
 def expected_stars(world: World, oracle: bool = False) -> Recommender:
     """Return a recommender by a world's rating model, in stars, greedy: what will be rated best now, whatever follows.
 
-    Users get their biases and factors from their history, folded in. The `oracle`, who is asked about the world's own
-    users alone, has the true ones.
+    Users get their biases and factors from their history, folded in. The `oracle` knows those of the world's users.
     """
     def recommend(history: Frames, user_ids: np.ndarray) -> Tensor:
         if oracle:
@@ -239,8 +236,7 @@ class Users(gymnasium.Env):
     `Transition`. Reward: 2·(rating − 2.5). Terminated: the user quit. Truncated: `length` steps, or no film is left.
     `reset(seed=…, options={"user": user_id})` chooses the user, else chance does; the same seed gives a user the same
     random numbers in `play`. A film that may not be shown (see `action_masks`) is refused: it earns the reward of the
-    lowest rating and changes nothing but the count of steps. info has user_id, refused, and after a step rating,
-    expected and satiation, in stars.
+    lowest rating, and only the step counts. info: user_id, refused, after a step rating, expected, satiation, in stars.
     """
 
     def __init__(self, world: World, frame_size: int, item_matrix: np.ndarray, mode: str = "no-repeat",

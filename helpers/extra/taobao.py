@@ -36,8 +36,7 @@ class Taobao(NamedTuple):
     clicks: nn.Sequential
 
     def clicks_of(self, person: Tensor, page: Tensor, action: Tensor) -> Tensor:
-        """Return logits (B, 21) of 0 to 10 clicks, and of ten ways to end a page: person (B, 88), page (B, 1), action
-        (B, 27)."""
+        """Return logits (B, 21) of 0 to 10 clicks and ten ways to end a page; person (B, 88), page (B, 1), action."""
         return self.clicks(torch.cat([person, page, action], dim=1))
 
     def expected_clicks(self, person: Tensor, page: Tensor, action: Tensor) -> Tensor:
@@ -91,8 +90,7 @@ class Visits:
     def staying(self, action: Tensor) -> Tensor:
         """Return each one's chance (B,) to see a page more: (1 − h) to the power e^(κ·likeness).
 
-        h: the published chance to leave after this page. κ: `repetition`. likeness: cosine of the action (B, 27) and
-        `lately`, 0 where it is below.
+        h: the published chance to leave after this page. κ: `repetition`. likeness: max(0, cos(action, `lately`)).
         """
         seen = self.page.long() + 1
         later = self.ends.flip(1).cumsum(dim=1).flip(1)  # [:, k]: k pages or more

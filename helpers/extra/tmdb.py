@@ -54,8 +54,7 @@ async def fetch(tmdb_ids: Iterable[int], journal: Path, *, base: str = BASE, rat
         base, rate: URL up to `/movie`; requests a second that are permitted, which start evenly, without a burst.
         workers: requests under way at most; enough that those which stall do not hold up the others.
         timeout, patience: seconds to wait for the next piece of an answer; and without one before all is given up.
-        tries, backoff: for one film, after a time-out, 5xx, a gateway's own page, a redirect; seconds of the first
-            pause.
+        tries, backoff: for one film, after a time-out, 5xx, a redirect, another's page; seconds of the first pause.
     """
     wanted = list(dict.fromkeys(int(film) for film in tmdb_ids))
     with writing(journal):
