@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,10 +11,8 @@ THREE = torch.tensor([0.0, 1.0, 2.0])
 @pytest.mark.parametrize(("p", "reward", "discount", "expected"), [
     # 0.5 + ½·(0, 1, 2) = 0.5, 1, 1.5: the first halves between atoms 0 and 1, the last between 1 and 2
     ([0.2, 0.5, 0.3], 0.5, 0.5, [0.1, 0.1 + 0.5 + 0.15, 0.15]),
-    ([0.2, 0.5, 0.3], 0.25, 0.0, [0.75, 0.25, 0]),  # the nearer atom gets more
-    ([0.2, 0.5, 0.3], 0.0, 1.0, [0.2, 0.5, 0.3]),   # what hits an atom stays whole,
-    ([0.2, 0.8, 0.0], 1.0, 1.0, [0.0, 0.2, 0.8]),   # what moves by whole atoms too,
-    ([0.2, 0.5, 0.3], -9.0, 0.5, [1, 0, 0]),        # and what leaves the support is kept at its ends
+    ([0.2, 0.5, 0.3], 0.0, 1.0, [0.2, 0.5, 0.3]),  # what hits an atom stays whole
+    ([0.2, 0.5, 0.3], -9.0, 0.5, [1, 0, 0]),       # what leaves the support is kept at its ends
     ([0.2, 0.5, 0.3], 9.0, 0.5, [0, 0, 1])])
 def test_projection_of_three_atoms_by_hand(p, reward, discount, expected):
     out = losses.project(torch.tensor([p]), torch.tensor([[reward]]), torch.tensor([[discount]]), THREE)
@@ -50,13 +47,6 @@ def test_returns_over_n_steps_by_hand_and_never_across_users(frames, n):
         assert t.reward[i, 0].item() == pytest.approx(total)
         assert discount[i, 0].item() == gamma ** m
         assert torch.equal(t.next_state[i], last.next_state[0]) and t.done[i] == last.done[0]
-
-
-def test_cross_entropy_by_hand_is_the_entropy_at_its_least():
-    m = torch.tensor([[0.2, 0.5, 0.3], [0.0, 0.0, 1.0]])
-    entropy = -sum(p * np.log(p) for p in (0.2, 0.5, 0.3))
-    assert losses.cross_entropy(m[:1].log(), m[:1]).tolist() == [pytest.approx(entropy, rel=1e-5)]
-    assert losses.cross_entropy(torch.zeros(2, 3), m).tolist() == pytest.approx([np.log(3)] * 2)
 
 
 @pytest.mark.parametrize("loss", [losses.cross_entropy, losses.squared_error])

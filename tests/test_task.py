@@ -71,5 +71,3 @@ def test_a_sentence_that_does_not_hold_is_printed_and_stops_only_whoever_is_stri
     monkeypatch.setenv("RECNN_STRICT", "1")
     with pytest.raises(AssertionError, match="Here it is"):
         task.text_says("ml-100k", "it ranks above 0.11", 0.05, False)
-    shown = task.source(task.text_says, task.Task).data  # what a notebook colours
-    assert shown.startswith("```python\ndef text_says(") and "```\n```python\nclass Task" in shown
