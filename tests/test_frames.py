@@ -174,14 +174,11 @@ def test_a_seed_gives_the_orders_it_has_always_given(frames, tied, monkeypatch):
     assert tied.item_idx.tolist() == [1, 3, 4, 0, 2, 1, 3, 4, 2, 0, 1]
 
 
-def test_next_items_and_rewards_stop_where_the_log_ends(frames, item_ids):
+def test_next_items_stop_where_the_log_ends(frames, item_ids):
     rows = frames.next_items(torch.arange(7), 3)
     ids = [[int(item_ids[row]) if row >= 0 else -1 for row in line] for line in rows.tolist()]
     assert ids == [[30, 10, 40], [10, 40, 50], [40, 50, -1], [50, -1, -1], [20, -1, -1], [30, 20, -1], [20, -1, -1]]
     assert torch.equal(frames.items[rows[:, 0]], whole(frames).action)
-    rewards, within = frames.next_rewards(torch.tensor([0, 2, 4]), 3)
-    assert rewards.tolist() == [[5, 0, 1], [1, -2, 0], [2, 0, 0]]
-    assert within.tolist() == [[True, True, True], [True, True, False], [True, False, False]]
 
 
 def test_last_states_end_each_log_in_the_order_asked_and_pad_short_ones(frames, ratings, item_ids, item_matrix):

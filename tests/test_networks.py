@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.networks import ENCODERS, POLICIES, Actor, Attention, Critic, Joint, NoisyLinear, Rainbow, UserVector
+from helpers.networks import ENCODERS, Actor, Attention, Critic, NoisyLinear, Rainbow, UserVector
 
 F, E = 3, 4
 WIDTH = {"flat": F * (E + 1), "drr-p": (F + 3) * E, "drr-u": (F + 3) * E, "drr-ave": 3 * E, "attention": F * 64,
@@ -57,7 +57,8 @@ def test_attention_by_hand():
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_encoder_keeps_the_contract(name):
     torch.manual_seed(0)
-    encoder, state, action, few = ENCODERS[name](F, E), states(50), torch.randn(50, E), slice(2, 3)
+    encoder, few = ENCODERS[name](F, E), slice(2, 3)
+    state, action = states(50).requires_grad_(), torch.randn(50, E, requires_grad=True)
     v, rating = state[:, :F * E].unflatten(1, (F, E)), state[:, F * E:]
     turned = torch.cat([v.flip(1).flatten(1), rating.flip(1)], dim=1)
     assert torch.allclose(encoder(turned), encoder(state), atol=1e-3) == (name == "drr-ave")  # an average
@@ -67,6 +68,9 @@ def test_every_encoder_keeps_the_contract(name):
     assert proto_action.shape == (50, E) and q.shape == (50, 1)
     torch.testing.assert_close(actor(state[few]), proto_action[few], rtol=0, atol=1e-6)  # alone as in a batch
     torch.testing.assert_close(critic(state[few], action[few]), q[few], rtol=0, atol=1e-6)
+    of_state, of_action = torch.autograd.grad(q.sum(), (state, action))
+    assert (of_action != 0).all() and (of_state[:, :-F] != 0).all()
+    assert (of_state[:, -F:] != 0).all() == (name != "drr-p")  # which looks at pairs of items alone
     with_gaps = actor(torch.cat([state, torch.rand(50, F) * 100], dim=1))
     assert with_gaps.shape == (50, E) and torch.allclose(with_gaps, proto_action, atol=1e-6) == (name != "ode")
     proto_action.square().sum().backward()
@@ -84,23 +88,6 @@ def test_ode_where_nothing_flows_is_a_gru():
     ode.cell.load_state_dict({name[:-3]: weight for name, weight in gru.gru.state_dict().items()})
     ode.f = torch.zeros_like
     torch.testing.assert_close(ode(states(5)), gru(states(5)))
-
-
-def test_defaults_are_those_of_the_contract():
-    sizes = dict(frame_size=10, embed_size=128, hidden_size=256, encoder="flat")
-    assert Actor().body[0].in_features == 1290 and Critic().enter.in_features == 1418
-    assert Actor().config == sizes | dict(dropout=0.5, item_dropout=0.3)
-    assert Critic().config == sizes | dict(n_atoms=1, dropout=0.0)
-    assert Rainbow().config == Actor().config | dict(n_atoms=51, dueling=True, noisy=True)
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-def test_value_depends_on_the_action_the_items_and_unless_by_pairs_alone_the_ratings(name):
-    torch.manual_seed(0)
-    state, action = states(1).requires_grad_(), torch.randn(1, E, requires_grad=True)
-    Critic(**SMALL, encoder=name)(state, action).sum().backward()
-    assert (action.grad != 0).all() and (state.grad[:, :-F] != 0).all()
-    assert (state.grad[:, -F:] != 0).all() == (name != "drr-p")
 
 
 @pytest.mark.parametrize(("make", "layers"), [(Actor, 2), (Critic, 2), (Rainbow, 3)])
@@ -122,46 +109,31 @@ def test_dropout_silences_that_share_of_every_hidden_layer_in_training_alone(mak
 @pytest.mark.parametrize("make", [Actor, Rainbow])
 def test_hidden_items_are_gone_whole_with_their_rating_in_training_alone(make):
     torch.manual_seed(0)
-    network, state, seen = make(**SMALL, dropout=0.0, item_dropout=0.2).train(), states(400), []
+    network, seen = make(**SMALL, dropout=0.0, item_dropout=0.2).train(), []
+    state = torch.cat([states(400), torch.rand(400, F)], dim=1)  # with gaps, which stay
     network.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     kept_state = state.clone()
     for name, parameter in network.named_parameters():
         if name.startswith(("body", "advantage")):
             nn.init.zeros_(parameter)  # what is left is the mix of the items, at first their mean
     mixed = network(state)
-    v, rating = seen[0][:, :-F].unflatten(1, (F, E)), seen[0][:, -F:]
-    gone = rating == 0
+    v, rating, gaps = seen[0].split([F * E, F, F], dim=1)
+    v, gone = v.unflatten(1, (F, E)), rating == 0
     assert 0.15 < gone.float().mean() < 0.25
-    assert torch.equal((v == 0).all(dim=2), gone)
-    assert torch.equal(rating[~gone], state[:, -F:][~gone]) and torch.equal(state, kept_state)
+    assert torch.equal((v == 0).all(dim=2), gone) and torch.equal(gaps, state[:, -F:])
+    assert torch.equal(rating[~gone], state[:, F * E:-F][~gone]) and torch.equal(state, kept_state)
     torch.testing.assert_close(mixed, v.mean(dim=1))
     network.eval()(state)
     assert torch.equal(seen[1], state)
 
 
 @pytest.mark.parametrize(("make", "options"), [
-    *((make, dict(encoder=name)) for make in (Actor, Critic) for name in ENCODERS), (Critic, dict(n_atoms=5)),
-    (Rainbow, dict()), (Rainbow, dict(n_atoms=1)), (Rainbow, dict(dueling=False)), (Rainbow, dict(noisy=False))])
+    *((make, dict(encoder=name)) for make in (Actor, Critic) for name in ENCODERS), (Critic, dict(n_atoms=5))])
 def test_config_and_weights_rebuild_the_network(make, options):
-    network, both = make(**SMALL, **options).eval(), (states(4), torch.ones(4, E))
-    twin = POLICIES.get(make.__name__, Critic)(**network.config).eval()
+    network, arguments = make(**SMALL, **options).eval(), (states(4), torch.ones(4, E))[:1 + (make is Critic)]
+    twin = make(**network.config).eval()
     twin.load_state_dict(network.state_dict())
-    arguments = both if make is Critic else both[:1]
     assert torch.equal(twin(*arguments), network(*arguments)) and twin.config == network.config
-    if make is Rainbow:
-        assert network(*arguments).shape == (4, E)
-        assert network.logits(*both).shape == (4, options.get("n_atoms", 51))
-        assert torch.equal(twin.logits(*both), network.logits(*both))
-
-
-def test_a_joint_layer_is_a_linear_layer_over_both_and_leaves_out_the_gradient_nobody_wants():
-    torch.manual_seed(0)
-    joint, x, y = Joint(5, 3, 4), torch.randn(7, 5), torch.randn(7, 3, requires_grad=True)
-    torch.testing.assert_close(joint(x, y), nn.functional.linear(torch.cat([x, y], dim=1), joint.weight, joint.bias))
-    torch.manual_seed(0)
-    assert torch.equal(nn.Linear(8, 4).weight, joint.weight)
-    joint(x, y).sum().backward()
-    assert y.grad.shape == (7, 3) and joint.weight.grad.shape == (4, 8)
 
 
 def test_a_noisy_layer_trembles_in_training_alone_as_its_paper_says():

@@ -81,23 +81,18 @@ def test_13_a_star_weighted_target_counts_by_its_own_stars(frames):
 
 def test_3_the_target_is_what_the_slow_copies_say_of_the_next_state(agent, frames):
     slow, t = ddpg.new_agent(1, 3, 6, 1e-3, **STILL), frames.gather(torch.arange(len(frames)))
-    agent |= {name: slow[name] for name in ("actor_target", "critic_target")}
-    next_q = slow["critic"](t.next_state, losses.mean_item(slow["actor"](t.next_state), frames.items))
+    agent |= {"actor_target": slow["actor"], "critic_target": lambda *of: 1000 * slow["critic"](*of)}  # not clamped
+    next_q = 1000 * slow["critic"](t.next_state, losses.mean_item(slow["actor"](t.next_state), frames.items))
     q = agent["critic"](t.state, t.action)
     loss, said = ddpg.critic_loss(agent, t, frames.items, GAMMA, losses.mean_item)
     torch.testing.assert_close(loss, (q - t.reward - GAMMA * next_q).square().mean())
     assert torch.equal(said, q)
 
 
-def test_3_no_target_is_clamped_and_4_a_log_that_ends_is_bootstrapped_through_unless_told_otherwise(agent, frames):
+def test_3_no_target_is_clamped_and_4_a_log_that_ends_is_bootstrapped_through_unless_told_otherwise():
     reward, next_q, done = torch.full((2, 1), 5.0), torch.full((2, 1), 1000.0), torch.tensor([[0.0], [1.0]])
     assert ddpg.td_target(reward, next_q, done, GAMMA).tolist() == [[905.0], [905.0]]
     assert ddpg.td_target(reward, next_q, done, GAMMA, stop_at_done=True).tolist() == [[905.0], [5.0]]
-    t = frames.gather(torch.arange(16))
-    agent["critic_target"] = lambda state, action: torch.full((len(state), 1), 1000.0)
-    agent["critic"] = lambda state, action: torch.zeros(len(state), 1)
-    loss, _ = ddpg.critic_loss(agent, t, frames.items, GAMMA, losses.mean_item)
-    assert loss.item() == pytest.approx(((t.reward + 900) ** 2).mean().item(), rel=1e-6)
 
 
 def test_6_the_mean_item_stays_among_the_items_however_long_the_proto_action(frames):
@@ -105,7 +100,6 @@ def test_6_the_mean_item_stays_among_the_items_however_long_the_proto_action(fra
     mean = losses.mean_item(proto_action, frames.items)
     low, high = frames.items.min(dim=0).values, frames.items.max(dim=0).values
     assert ((mean >= low - 1e-5) & (mean <= high + 1e-5)).all()
-    assert torch.allclose(losses.log_policy(proto_action, frames.items).exp().sum(dim=1), torch.ones(50))
 
 
 def test_6_the_behaviour_term_lowers_its_own_loss_and_1_no_actor_step_touches_the_critic(agent, frames):

@@ -155,13 +155,12 @@ def test_free_repeats_the_best_film_and_the_others_never_repeat(six_films):
     assert played["item_id"].tolist() == [105, 104, 102, 103] * 8
 
 
-@pytest.mark.parametrize("mode, quits, longest", [("free", [1, 4], 100), ("no-repeat", [1, 4], 100),
-                                                  ("fixed-length", [4, 4], 30)])
-def test_a_displeased_user_leaves_unless_the_length_is_fixed(mode, quits, longest):
+@pytest.mark.parametrize("mode, lengths", [("free", [1, 30]), ("no-repeat", [1, 30]), ("fixed-length", [30, 30])])
+def test_a_displeased_user_leaves_unless_the_length_is_fixed(mode, lengths):
     world, impatient = world_of([[2] * 200, [5] * 200], user_mean=4.0), Habits(0, leave=0, impatience=1, decay=0)
-    for habits, lengths, length in ((impatient, quits, 4), (PATIENT, [longest] * 2, None)):
-        played = play(world, recommenders.random(), matrix_of(world), F, mode, length, habits=habits)
-        assert played.groupby("user_id").size().tolist() == lengths
+    length = None if mode == "fixed-length" else 30  # which that is by default
+    played = play(world, recommenders.random(), matrix_of(world), F, mode, length, habits=impatient)
+    assert played.groupby("user_id").size().tolist() == lengths
 
 
 def test_what_a_recommender_is_shown(six_films):
@@ -226,28 +225,19 @@ def test_the_environment_passes_gymnasiums_check_and_gives_the_numbers_of_play(s
         warnings.simplefilter("error")
         check_env(make_env(six_films, mode=mode).unwrapped)
     played = play(six_films, recommenders.random(3), matrix_of(six_films), F, mode, 12, seed=5)
-    env = make_env(six_films, mode=mode, length=12)
+    env, start = make_env(six_films, mode=mode, length=12), pd.DataFrame({"item_id": [100, 101], "rating": 3.0})
+    assert env.observation_space.low[-F:].tolist() == [0.5] * F and env.observation_space.high[-F:].tolist() == [5] * F
     for user_id, expected in played.groupby("user_id"):
         _, info = env.reset(seed=5, options={"user": user_id})
         assert info["user_id"] == user_id
         for row in expected.itertuples():
-            _, reward, terminated, truncated, info = env.step(row.item_id - 100)
+            state, reward, terminated, truncated, info = env.step(row.item_id - 100)
             assert (info["rating"], reward, terminated) == (row.rating, row.reward, row.quits)
             assert [info["expected"], info["satiation"]] == pytest.approx([row.expected, row.satiation], rel=1e-12)
         assert terminated or truncated
-
-
-def test_an_observation_is_the_state_of_a_transition(six_films):
-    env, matrix = make_env(six_films, mode="free", habits=PATIENT), matrix_of(six_films)
-    env.reset(seed=0, options={"user": 12})
-    log = pd.DataFrame({"user_id": 12, "item_id": [100, 101], "rating": 3.0, "timestamp": [0, 100]})
-    for step, action in enumerate((4, 4, 0)):
-        state, _, _, _, info = env.step(action)
-        log.loc[len(log)] = [12, 100 + action, info["rating"], 200 + step]
-        history = Frames(log.astype({"item_id": int}), six_films.item_ids, matrix, F)
-        np.testing.assert_array_equal(state, history.last_states(np.array([12]))[0])
-    assert state.shape == env.observation_space.shape == (F * (4 + 1),) and state.dtype == np.float32
-    assert env.observation_space.low[-F:].tolist() == [0.5] * F and env.observation_space.high[-F:].tolist() == [5] * F
+        log = pd.concat([start, expected[["item_id", "rating"]]]).assign(user_id=user_id, timestamp=0)
+        history = Frames(log, six_films.item_ids, matrix_of(six_films), F)  # observed is the state of a transition
+        np.testing.assert_array_equal(state, history.last_states(np.array([user_id]))[0])
 
 
 def test_a_refused_film_earns_the_lowest_reward_and_changes_nothing(six_films):
