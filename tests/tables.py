@@ -1,4 +1,4 @@
-"""Three folders as people have them, made from a seed: what all lessons must run on. Nothing in them is real."""
+"""Logs by hand, and three folders as people have them, made from a seed: what all lessons must run on."""
 
 import csv
 from pathlib import Path
@@ -23,6 +23,12 @@ def _logs(rng: np.random.Generator, lengths: np.ndarray, n_items: int) -> pd.Dat
         stars = np.clip(np.round(2 * (3.5 + likes[items] * 0.4 + rng.normal(size=len(items)) * 0.5)) / 2, 0.5, 5)
         rows += [(user, *row) for row in zip(items, stars, second, strict=True)]
     return pd.DataFrame(rows, columns=["user", "item", "stars", "second"])
+
+
+def log_of(rows: list[tuple]) -> pd.DataFrame:
+    """Return ratings of (user_id, item_id, rating), given in the order of time."""
+    table = pd.DataFrame(rows, columns=["user_id", "item_id", "rating"])
+    return table.assign(timestamp=np.arange(len(table))).sort_values(["user_id", "timestamp"])
 
 
 def clicks(folder: Path) -> None:

@@ -1,5 +1,3 @@
-"""The rules of reinforcement learning on lesson 06's own cells."""
-
 import numpy as np
 import pytest
 import torch
@@ -9,10 +7,7 @@ from helpers.frames import reward_of
 from helpers.losses import log_policy, mean_item, n_step, project
 from helpers.replay import Prioritised
 from helpers.toy import STARS, share_of_optimum, toy_states
-from tests.test_rl_invariants import same
-
-GAMMA, TAU = 0.9, 0.02
-SUPPORT = torch.linspace(-40, 50, 51)
+from tests.test_rl_invariants import GAMMA, SUPPORT, TAU, same
 
 
 @pytest.fixture

@@ -1,5 +1,3 @@
-"""What evaluation.py and the recommenders it compares give, against numbers by hand."""
-
 from contextlib import nullcontext
 
 import numpy as np

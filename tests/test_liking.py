@@ -1,19 +1,11 @@
-"""The stars to expect, and whether a slate heeds them."""
-
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from helpers import liking, recommenders
 from helpers.frames import Frames
 from helpers.liking import Liking
-
-
-def log_of(rows: list[tuple]) -> pd.DataFrame:
-    """Rows are (user_id, item_id, rating), in the order of time."""
-    table = pd.DataFrame(rows, columns=["user_id", "item_id", "rating"])
-    return table.assign(timestamp=np.arange(len(table))).sort_values(["user_id", "timestamp"])
+from tests.tables import log_of
 
 
 def frames_of(rows: list[tuple], matrix: np.ndarray) -> Frames:

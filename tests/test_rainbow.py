@@ -10,8 +10,8 @@ from helpers import toy
 from helpers.agents import rainbow
 from helpers.losses import behaviour_loss, log_policy, mean_of, n_step, project
 from helpers.training import fit, load_policy, save_policy
+from tests.test_rl_invariants import GAMMA, SUPPORT, TAU
 
-GAMMA, TAU, SUPPORT = 0.9, 0.02, torch.linspace(-40, 50, 51)
 RULE = dict(gamma=GAMMA, tau=TAU, decay=0.7, support=SUPPORT)
 SMALL = dict(hidden_size=32, dropout=0.0, item_dropout=0.0)
 

@@ -1,7 +1,4 @@
-"""What a whole log says, beside what its last frame says."""
-
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -10,16 +7,14 @@ from helpers.agents import serving
 from helpers.frames import Frames
 from helpers.networks import Critic
 from helpers.recommenders import UserHistory, fit_user_history
+from tests.tables import log_of
 
 ITEMS = np.eye(4, dtype=np.float32)
 IDS = np.arange(4) + 10
 
 
 def frames_of(rows: list[tuple], matrix: np.ndarray = ITEMS, device: str = "cpu") -> Frames:
-    """Rows are (user_id, item_id, rating), in the order of time."""
-    ratings = pd.DataFrame(rows, columns=["user_id", "item_id", "rating"])
-    ratings["timestamp"] = np.arange(len(ratings))
-    return Frames(ratings.sort_values(["user_id", "timestamp"]), IDS[:len(matrix)], matrix, 1, device)
+    return Frames(log_of(rows), IDS[:len(matrix)], matrix, 1, device)
 
 
 def test_a_history_term_by_hand_is_of_the_later_ratings():
@@ -35,8 +30,7 @@ def test_where_the_item_matrix_can_say_all_a_memory_is_ease():
     rng = np.random.default_rng(0)
     rows = [(user, 10 + item, 3.0) for user in range(40) for item in rng.permutation(4)[:rng.integers(2, 5)]]
     matrix = rng.normal(size=(4, 6)).astype(np.float32)  # more numbers than items
-    history = frames_of(rows, matrix)
-    train = pd.DataFrame(rows, columns=["user_id", "item_id", "rating"])
+    history, train = frames_of(rows, matrix), log_of(rows)
     term, users = fit_user_history(train, IDS, matrix, ridge=5.0, weight=0.7), history.user_ids
     ease = recommenders.ease(recommenders.fit_ease(train, IDS, 5.0), 10_000, 1.0)(history, users)
     scores = term(history, users) @ history.items.T / 6 ** 0.5
@@ -45,8 +39,7 @@ def test_where_the_item_matrix_can_say_all_a_memory_is_ease():
 
 def test_a_memory_is_fitted_on_the_part_it_is_given_alone():
     rng = np.random.default_rng(1)
-    rows = pd.DataFrame([(user, 10 + item, 3.0) for user in range(30) for item in rng.permutation(4)[:3]],
-                        columns=["user_id", "item_id", "rating"])
+    rows = log_of([(user, 10 + item, 3.0) for user in range(30) for item in rng.permutation(4)[:3]])
     one, other = (fit_user_history(part, IDS, ITEMS, 5.0).matrix for part in (rows, rows.iloc[:-2]))
     assert not torch.allclose(one, other)
     assert torch.equal(one, fit_user_history(rows.assign(rating=1.0), IDS, ITEMS, 5.0).matrix)

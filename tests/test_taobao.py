@@ -1,4 +1,5 @@
 from itertools import pairwise
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -90,15 +91,11 @@ def test_the_world_speaks_gymnasium(shop):
     assert 0 <= reward <= taobao.MOST_CLICKS and not cut
 
 
-@pytest.mark.parametrize("harm", ["missing", "empty", "another network", "a program"])
+@pytest.mark.parametrize("harm", [
+    Path.unlink, lambda path: path.write_bytes(b""), lambda path: torch.save(nn.Linear(3, 3).state_dict(), path),
+    lambda path: torch.save(print, path)], ids=["missing", "empty", "another network", "a program"])
 def test_a_copy_that_is_none_gets_a_sentence(copy, harm):
-    path = next(copy.rglob("leave_model.pt"))
-    if harm == "missing":
-        path.unlink()
-    elif harm == "empty":
-        path.write_bytes(b"")
-    else:
-        torch.save(nn.Linear(3, 3).state_dict() if harm == "another network" else print, path)
+    harm(next(copy.rglob("leave_model.pt")))
     with pytest.raises(DataError, match="leave_model"):
         taobao.read_taobao(copy)
 

@@ -1,5 +1,3 @@
-"""The network that reads whole logs: lesson 14."""
-
 from functools import partial
 
 import numpy as np
