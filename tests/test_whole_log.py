@@ -40,14 +40,6 @@ def test_every_rating_but_a_logs_first_comes_next_in_one_window(history, length)
     assert sorted(np.concatenate([a for a, _ in batches])) == sorted(first)
 
 
-def test_windows_are_padded_at_their_new_end(history):
-    start = int(history.log_start[3])
-    items, stars, real = whole_log.read_windows(history, np.array([0, start]), np.array([1, start + 3]))
-    assert real.tolist() == [[True, False, False], [True] * 3]
-    assert items[1].tolist() == history.item_idx[start:start + 3].tolist()
-    assert stars.tolist() == [[history.rating[0], 0, 0], history.rating[start:start + 3].tolist()]
-
-
 def test_the_losses_by_hand_for_the_places_that_have_a_next_state(history):
     agent, gamma, beta = agent_of(history), 0.5, 0.3
     agent["net"].eval()
