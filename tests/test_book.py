@@ -1,5 +1,3 @@
-"""The site of the lessons: no link leads nowhere, and its pages show what they should in a real browser."""
-
 from contextlib import closing
 
 import nbformat

@@ -1,5 +1,3 @@
-"""Several workers and nodes do what one does, and lose nothing when one of them is lost."""
-
 import json
 import os
 import shutil

@@ -1,5 +1,3 @@
-"""The copies of the lessons for Colab: their first cell brings all they need, tried without Colab or a network."""
-
 import json
 import os
 import subprocess

@@ -1,5 +1,3 @@
-"""The pure parts of the ways to learn from rewards, by hand; and the page that shows what they reached."""
-
 import json
 import math
 

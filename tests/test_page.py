@@ -1,5 +1,3 @@
-"""The page in a real browser, with the service behind it."""
-
 import json
 import shutil
 from contextlib import ExitStack, contextmanager

@@ -1,5 +1,3 @@
-"""Lesson 07's own cells: who chooses and who judges, the penalty, the priorities, memory, and the toy's own answer."""
-
 import copy
 from functools import partial
 

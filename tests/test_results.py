@@ -1,5 +1,3 @@
-"""The protocols of lesson 10, the estimators of lesson 10b, and what `make results` does with them."""
-
 import json
 from functools import partial
 

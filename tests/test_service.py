@@ -1,5 +1,3 @@
-"""The service in a process of its own, asked over HTTP, and the recommender that it holds."""
-
 import concurrent.futures
 import json
 import os

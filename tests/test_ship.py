@@ -1,5 +1,3 @@
-"""What lesson 11 writes: the same scores as in training, a manifest that is true, a folder that works elsewhere."""
-
 import hashlib
 import json
 import shutil
