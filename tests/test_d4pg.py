@@ -3,11 +3,10 @@ import pytest
 import torch
 
 from helpers.agents import d4pg
-from helpers.frames import reward_of
 from helpers.losses import log_policy, mean_item, n_step, project
 from helpers.replay import Prioritised
 from helpers.toy import STARS, share_of_optimum, toy_states
-from tests.test_rl_invariants import GAMMA, SUPPORT, TAU, same
+from tests.test_rl_invariants import FULL, GAMMA, STILL, SUPPORT, same
 
 
 @pytest.fixture
@@ -15,14 +14,8 @@ def frames(twenty_users):
     return twenty_users
 
 
-def new(frames, seed=0, dropout=0.0):
-    return d4pg.new_d4pg_agent(seed, 3, 6, 1e-3, replay_size=len(frames), hidden_size=32, dropout=dropout,
-                               item_dropout=0.0)
-
-
-def step(agent, frames, batch=None, n=3, **options):
-    batch = torch.arange(len(frames)) if batch is None else batch
-    return d4pg.d4pg_update(agent, frames, batch, gamma=GAMMA, tau=TAU, decay=0.7, n=n, support=SUPPORT, **options)
+def new(frames, seed=0):
+    return d4pg.new_d4pg_agent(seed, 3, 6, 1e-3, replay_size=len(frames), **STILL)
 
 
 def test_3_the_target_is_what_the_slow_copies_say_of_the_next_state(frames):
@@ -39,8 +32,8 @@ def test_3_the_target_is_what_the_slow_copies_say_of_the_next_state(frames):
 
 def test_a_plain_index_leaves_the_priorities_and_weights_of_one_change_nothing(frames):
     plain, weighed, index = new(frames), new(frames), torch.arange(40)
-    step(plain, frames, index)
-    step(weighed, frames, (index, torch.ones(40, 1)))
+    d4pg.d4pg_update(plain, frames, index, **FULL)
+    d4pg.d4pg_update(weighed, frames, (index, torch.ones(40, 1)), **FULL)
     assert same(plain["critic"], weighed["critic"]) and same(plain["actor"], weighed["actor"])
     uniform = torch.full((len(frames),), 1 / len(frames), dtype=torch.float64)
     assert torch.allclose(plain["replay"].probability(), uniform)
@@ -54,7 +47,7 @@ def test_weights_weigh_the_critics_loss_and_priorities_are_set_from_the_divergen
         surprise, _ = d4pg.d4pg_critic_loss(agent, t, discount, frames.items, SUPPORT)
     expected = Prioritised(len(frames))
     expected.update(index, surprise)
-    loss = step(agent, frames, (index, weights))["loss/critic"].detach()
+    loss = d4pg.d4pg_update(agent, frames, (index, weights), **FULL)["loss/critic"].detach()
     torch.testing.assert_close(loss, (weights[:, 0] * surprise).mean())
     torch.testing.assert_close(agent["replay"].probability(), expected.probability())
 
@@ -70,10 +63,7 @@ def test_actors_play_the_world_as_it_is_the_same_for_a_seed():
     with torch.no_grad():
         state = torch.cat([torch.eye(3)[greedy[:, 0]], torch.full((16, 1), 3.0)], dim=1)
         assert greedy[:, 1].tolist() == log_policy(agent["actor"](state), torch.eye(3)).argmax(dim=1).tolist()
-    frames = d4pg.as_frames([(films, stars), again])
-    assert len(frames) == 2 * 16 * 20
-    t = frames.gather(torch.arange(20))
-    np.testing.assert_allclose(t.reward[:, 0], reward_of(stars[0, 1:]))
+    assert len(d4pg.as_frames([(films, stars), again])) == 2 * 16 * 20
 
 
 def test_one_learner_learns_from_actors_that_play_with_older_weights():
@@ -84,8 +74,7 @@ def test_one_learner_learns_from_actors_that_play_with_older_weights():
         return seed
 
     met = d4pg.learn_from_actors(agent, start, lambda tickets: (tickets[0], under_way.pop(tickets[0])),
-                                 (0.1, 0.3, 0.5, 1.0), rounds=40, seed=4, gamma=GAMMA, tau=TAU, decay=0.7, n=1,
-                                 support=SUPPORT, behaviour_weight=0.02)
+                                 (0.1, 0.3, 0.5, 1.0), rounds=40, seed=4, **FULL | dict(n=1, behaviour_weight=0.02))
     with torch.no_grad():
         choice = agent["actor_target"](toy_states()).argmax(dim=1).numpy()
     assert share_of_optimum(choice, GAMMA) >= 0.95

@@ -8,10 +8,7 @@ from helpers import toy
 from helpers.agents import rainbow
 from helpers.losses import behaviour_loss, log_policy, mean_of, n_step, project
 from helpers.training import fit, load_policy, save_policy
-from tests.test_rl_invariants import GAMMA, SUPPORT, TAU
-
-RULE = dict(gamma=GAMMA, tau=TAU, decay=0.7, support=SUPPORT)
-SMALL = dict(hidden_size=32, dropout=0.0, item_dropout=0.0)
+from tests.test_rl_invariants import FULL, GAMMA, STILL, SUPPORT
 
 
 @pytest.fixture
@@ -20,7 +17,7 @@ def frames(twenty_users):
 
 
 def new(frames, seed=0, **options):
-    return rainbow.new_rainbow_agent(seed, frames.items, 3, 1e-3, **SMALL | options)
+    return rainbow.new_rainbow_agent(seed, frames.items, 3, 1e-3, **STILL | options)
 
 
 def one_step(frames):
@@ -73,7 +70,7 @@ def test_a_step_goes_down_the_gradient_of_its_loss_by_hand(frames, options):
     behaviour = behaviour_loss(log_policy(u, frames.items), frames.next_items(index, 2), 0.7)
     loss, old = kl.mean() + 3 * behaviour, [p.clone() for p in agent["actor"].parameters()]
     gradients = torch.autograd.grad(loss, agent["actor"].parameters())
-    scalars = rainbow.rainbow_update(agent, frames, index, n=3, double=False, future=2, penalty=3.0, **RULE)
+    scalars = rainbow.rainbow_update(agent, frames, index, double=False, future=2, penalty=3.0, **FULL)
     mean = (lambda q: q.mean()) if "n_atoms" in options else (lambda x: mean_of(x, SUPPORT).mean())
     by_hand = {"loss/actor": loss, "loss/critic": kl.mean(), "loss/behaviour": behaviour,
                "Q/logged action": mean(logits), "Q/policy's action": mean(next_logits)}
@@ -87,12 +84,12 @@ def test_weights_scale_the_value_loss_alone_and_a_step_sets_the_priorities_it_dr
     for weight in (1.0, 0.25):
         torch.manual_seed(0)
         agent = new(frames, noisy=False, n_transitions=len(frames))
-        losses[weight] = rainbow.rainbow_update(agent, frames, (index, torch.full((64, 1), weight)), **RULE)
+        losses[weight] = rainbow.rainbow_update(agent, frames, (index, torch.full((64, 1), weight)), **FULL)
     torch.testing.assert_close(losses[0.25]["loss/critic"], losses[1.0]["loss/critic"] / 4)
     torch.testing.assert_close(losses[0.25]["loss/behaviour"], losses[1.0]["loss/behaviour"])
     leaves = agent["replay"].state_dict()["priority"]
     assert (leaves[64:] == 1).all() and (leaves[:64] != 1).all()
-    scalars = rainbow.rainbow_update(agent, frames, index, penalty=0.0, **RULE)
+    scalars = rainbow.rainbow_update(agent, frames, index, penalty=0.0, **FULL)
     assert "loss/behaviour" not in scalars and scalars["loss/actor"] == scalars["loss/critic"]
 
 
@@ -100,7 +97,7 @@ def test_weights_scale_the_value_loss_alone_and_a_step_sets_the_priorities_it_dr
 def test_every_parameter_learns_and_a_saved_agent_ranks_and_values_as_before(frames, tmp_path, options):
     agent = new(frames, **options)
     before = copy.deepcopy(dict(agent["actor"].named_parameters()))
-    rainbow.rainbow_update(agent, frames, torch.arange(64), **RULE)
+    rainbow.rainbow_update(agent, frames, torch.arange(64), **FULL)
     assert all(not torch.equal(before[name], learnt) for name, learnt in agent["actor"].named_parameters())
     save_policy(tmp_path / "rainbow.pt", agent["actor_target"], agent, support=SUPPORT.tolist())
     policy, _ = load_policy(tmp_path / "rainbow.pt")
@@ -112,8 +109,8 @@ def test_every_parameter_learns_and_a_saved_agent_ranks_and_values_as_before(fra
 @pytest.mark.parametrize("n", [1, 3])
 def test_one_step_targets_learn_the_optimum_of_the_three_film_world_and_three_step_ones_its_trap(n):
     world = toy.toy_frames()
-    agent = rainbow.new_rainbow_agent(0, world.items, 1, 3e-3, n_transitions=len(world), **SMALL)
-    step = partial(rainbow.rainbow_update, agent, world, n=n, penalty=0.0, **RULE | dict(tau=0.2))
+    agent = rainbow.new_rainbow_agent(0, world.items, 1, 3e-3, n_transitions=len(world), **STILL)
+    step = partial(rainbow.rainbow_update, agent, world, penalty=0.0, **FULL | dict(n=n, tau=0.2))
     fit(step, world, agent, batch_size=128, max_steps=400, sample=agent["replay"].sample)
     choice = agent["actor_target"](toy.toy_states()).argmax(dim=1).numpy()
     share = toy.share_of_optimum(choice, GAMMA)
