@@ -56,8 +56,11 @@ def test_the_last_ratings_of_users_with_enough_are_held_out(log, options, train,
     pd.testing.assert_frame_equal(together(*split), log)
     turned = table([(1, 1, 40), (1, 2, 30), (1, 3, 20), (1, 4, 10)], "timestamp")  # the order of rows chooses nothing
     assert split_last(turned).test["item_id"].tolist() == [1]
-    turns = evaluation.rolling_cases(turned.iloc[3:], turned.iloc[:3])
-    assert [cases["item_id"].tolist() for _, cases in turns] == [[3], [2], [1]]
+    turns = evaluation.rolling_cases(turned.iloc[3:], turned.iloc[:3])  # in turn, with the true history before each
+    assert [[part["item_id"].tolist() for part in turn] for turn in turns] == [[[4], [3]], [[4, 3], [2]],
+                                                                               [[4, 3, 2], [1]]]
+    with pytest.raises(DataError, match="5 ratings"):
+        split_last(log, n_test=3, n_valid=2)
     before, after = evaluation.split_time(turned, share=0.25, at_least=1)
     assert before["item_id"].tolist() == [4, 3, 2] and after["item_id"].tolist() == [1]
 
@@ -70,15 +73,6 @@ def test_a_cut_in_time_is_one_moment_for_all_and_keeps_what_is_new_to_a_known_us
     assert pairs(after) == [(1, 50)] and after["rating"].item() == 5  # 3 is known, users 2, 3 new
     with pytest.raises(DataError, match="100 ratings"):
         evaluation.split_time(log, share=5 / 16, at_least=100)
-
-
-def test_held_out_ratings_are_asked_in_turn_with_the_true_history_before_each(log):
-    split = split_last(log, 2, 2)
-    turns = evaluation.rolling_cases(together(split.train, split.valid), split.test)
-    assert [pairs(history)[:-5] for history, _ in turns] == [pairs(log)[:3], pairs(log)[:4]]
-    assert [pairs(cases) for _, cases in turns] == [[(1, 50)], [(1, 40)]]
-    with pytest.raises(DataError, match="5 ratings"):
-        split_last(log, n_test=3, n_valid=2)
 
 
 def test_seen_items_are_minus_infinity_and_others_untouched(frames, item_ids):

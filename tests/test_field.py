@@ -21,11 +21,8 @@ def test_exponential_weights_are_of_standard_deviations_and_end_at_the_largest()
     assert offline.exp_weights(1e3 * advantage, beta=2.0).tolist() == pytest.approx(weights.tolist(), rel=1e-5)
 
 
-def test_binary_weights_keep_what_is_better_than_the_policy():
+def test_binary_weights_and_those_by_q_by_hand():
     assert offline.binary_weights(torch.tensor([-0.1, 0.0, 0.1])).tolist() == [0, 0, 1]
-
-
-def test_weights_by_q_are_shares_of_the_mean_and_never_negative():
     q = torch.tensor([2.0, 4.0, 8.0, -2.0])  # of mean 3
     assert offline.q_weights(q).tolist() == pytest.approx([2 / 3, 4 / 3, 8 / 3, 0.05])
 
