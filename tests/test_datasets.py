@@ -34,8 +34,6 @@ def contents(folder):
     return {path.name: path.read_text() for path in folder.iterdir()}
 
 
-# --- unpack
-
 @pytest.mark.parametrize("files, folder, expected", [
     ({"p/data/a.inter": "a", "p/other/a.inter": "no", "b": "no"}, "p/data/", {"a.inter": "a"}),
     ({"a/b/ratings.csv": "inner", "a/ratings.csv": "outer", "a/z/ratings.csv": "inner"}, "", {"ratings.csv": "outer"}),
@@ -67,8 +65,6 @@ def test_unsafe_paths_and_two_data_sets_in_one_are_refused_and_nothing_is_writte
         unpack(make_zip(tmp_path / "x.zip", files), tmp_path / "raw")
     assert os.listdir(tmp_path) == ["x.zip"]
 
-
-# --- fetch
 
 def test_a_folder_is_taken_as_it_is_and_an_unknown_name_gets_the_known_ones(raw, tmp_path):
     folder = raw({"ratings.csv": CSV})
@@ -141,8 +137,6 @@ def test_a_source_is_downloaded_once_and_verified_and_one_that_is_not_whole_is_n
                 get(name, tmp_path / "nowhere", source.kept)
             assert os.listdir(source.kept) == [] and not list(tmp_path.glob("nowhere/data/*/*"))
 
-
-# --- ratings
 
 @pytest.fixture
 def read(raw):
@@ -234,8 +228,6 @@ def test_a_table_without_times_keeps_its_order_and_says_so(read):
     assert ratings["item_id"].tolist() == [9, 4, 3]
     assert ["no column timestamp" in sentence for sentence in ratings.attrs["assumed"]] == [True]
 
-
-# --- own tables
 
 CLICKS = pd.DataFrame({"who": ["eve", "bob", "eve", "bob"], "what": [70, 9, 9, 70], "stars": [4.5, 1, 3, 2],
                        "when": [30, 20, 10, 20]}, index=[5, 5, 6, 7])
@@ -350,8 +342,6 @@ def test_frames_of_other_kinds_are_read(kind, table):
     assert ratings.values.tolist() == [[1, 2, 5, 0], [2, 3, 0.5, 0], [2, 1, 1.5, 0]]
     assert users.to_dict() == {1: "a", 2: "b"}
 
-
-# --- items and links
 
 def items_of(folder):
     return [(title, None if pd.isna(year) else int(year), genres) for title, year, genres

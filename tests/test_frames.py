@@ -246,8 +246,6 @@ def test_ties_go_back_to_the_order_they_came_in_and_batches_follow(tied):
     assert other.items.data_ptr() != tied.items.data_ptr()
 
 
-# --- static files
-
 @pytest.fixture
 def static(frames, tmp_path):
     path = tmp_path / "frames.hdf5"
