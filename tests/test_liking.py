@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import liking, recommenders
+from helpers import liking
 from helpers.frames import Frames
 from helpers.liking import Liking
 from tests.tables import log_of
+from tests.test_evaluation import constant
 
 
 def frames_of(rows: list[tuple], matrix: np.ndarray) -> Frames:
@@ -53,15 +54,11 @@ def test_of_clicks_which_are_all_alike_nothing_is_liked_more():
     assert liking.kept_when_exchanged(fitted, history, np.arange(4), k=2).tolist() == [1] * 4
 
 
-def fixed(scores: list[float]) -> recommenders.Recommender:
-    return lambda history, user_ids: torch.tensor([scores]).expand(len(user_ids), -1)
-
-
 def test_accuracy_counts_pairs_of_different_stars_within_a_user_and_ties_half():
     history = frames_of([(1, 0, 3.0), (1, 1, 3.0), (2, 0, 3.0), (3, 0, 3.0)], np.eye(6, dtype=np.float32))
     held_out = log_of([(1, 2, 5.0), (1, 3, 4.0), (1, 4, 1.0), (2, 2, 5.0), (2, 5, 1.0), (3, 2, 4.0), (3, 3, 4.0)])
     # user 1: 2 over 3 right, 2 over 4 wrong, 3 over 4 wrong; user 2: a tie; user 3: no such pair
-    right = liking.accuracy(fixed([0, 0, 2.0, 1, 3, 2]), history, held_out)
+    right = liking.accuracy(constant(0, 0, 2.0, 1, 3, 2), history, held_out)
     assert right.to_dict() == {1: pytest.approx(1 / 3), 2: 0.5}
 
 
@@ -69,10 +66,10 @@ def test_a_slate_that_hears_no_star_is_kept_and_one_of_likes_is_not():
     matrix = np.r_[np.eye(2), np.eye(2)].astype(np.float32)  # items 2 and 3 are like 0 and 1
     history = frames_of([(1, 0, 5.0), (1, 1, 1.0), (2, 1, 5.0), (2, 0, 1.0)], matrix)
     stars, users = Liking(torch.full((4,), 3.0), torch.eye(2), 1.0), np.array([1, 2])
-    assert liking.kept_when_exchanged(fixed([1.0, 2, 3, 4]), history, users, k=1).tolist() == [1, 1]
+    assert liking.kept_when_exchanged(constant(1.0, 2, 3, 4), history, users, k=1).tolist() == [1, 1]
     assert liking.kept_when_exchanged(stars, history, users, k=1).tolist() == [0, 0]
     assert history.rating.tolist() == [5, 1, 5, 1]  # as before
-    nothing = liking.tilted(fixed([0.0, 0, 1, 0]), stars, 0.1)  # item 2 would take more than 0.1 a star
+    nothing = liking.tilted(constant(0.0, 0, 1, 0), stars, 0.1)  # item 2 would take more than 0.1 a star
     assert liking.kept_when_exchanged(nothing, history, users, k=1).tolist() == [1, 1]
-    assert liking.kept_when_exchanged(liking.tilted(fixed([0.0, 0, 1, 0]), stars, 2.0), history, users,
+    assert liking.kept_when_exchanged(liking.tilted(constant(0.0, 0, 1, 0), stars, 2.0), history, users,
                                       k=1).tolist() == [0, 0]
