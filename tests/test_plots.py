@@ -22,7 +22,7 @@ def test_curves_draw_what_was_logged_at_its_steps_faint_under_its_running_mean()
     assert third.get_visible() and not spare.get_visible()
     assert [line.get_label() for line in dense.lines[1::2]] == ["training", "held out"]
     for raw, smooth, values in zip(dense.lines[::2], dense.lines[1::2], (log["loss"], log["other"]), strict=True):
-        assert raw.get_color() == smooth.get_color()
+        assert raw.get_color() == smooth.get_color() and raw.get_alpha() < 0.5 and not smooth.get_alpha()
         np.testing.assert_array_equal(raw.get_xydata(), np.c_[step, values])
         np.testing.assert_array_equal(smooth.get_xdata(), step)
         for middle, mean in ((50, values.iloc[45:56].mean()), (2, values.iloc[:5].mean()), (0, values.iloc[0])):
