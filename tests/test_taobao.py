@@ -11,6 +11,7 @@ from torch import nn
 from benchmarks import taobao as study
 from helpers.extra import taobao
 from helpers.files import DataError
+from tests.test_files import Evil
 
 
 @pytest.fixture
@@ -93,11 +94,13 @@ def test_the_world_speaks_gymnasium(shop):
 
 @pytest.mark.parametrize("harm", [
     Path.unlink, lambda path: path.write_bytes(b""), lambda path: torch.save(nn.Linear(3, 3).state_dict(), path),
-    lambda path: torch.save(print, path)], ids=["missing", "empty", "another network", "a program"])
+    lambda path: torch.save(Evil(Path.touch, path.with_name("ran")), path)],
+    ids=["missing", "empty", "another network", "a program"])
 def test_a_copy_that_is_none_gets_a_sentence(copy, harm):
     harm(next(copy.rglob("leave_model.pt")))
     with pytest.raises(DataError, match="leave_model"):
         taobao.read_taobao(copy)
+    assert not [*copy.rglob("ran")]
 
 
 def test_leaving_ends_a_return(shop):
