@@ -8,7 +8,6 @@ that are done, in data/<dataset>/field, are not repeated.
 """
 
 import argparse
-import json
 from itertools import product
 
 import numpy as np
@@ -17,9 +16,9 @@ import torch
 
 from benchmarks import results
 from benchmarks.offline import actor_of, place, trained
-from helpers import datasets, evaluation, features, liking, recommenders
+from helpers import evaluation, liking, recommenders
 from helpers.evaluation import Recommender
-from helpers.files import DEFAULT_DATASET, data_dir, read_vectors, res_dir, write_json
+from helpers.files import DEFAULT_DATASET, data_dir, res_dir, write_json
 from helpers.frames import Frames
 from tools.readme import replace_block
 
@@ -91,13 +90,9 @@ def main() -> None:
     options = parser.parse_args()
     home, committed = data_dir(options.dataset), res_dir(options.dataset, committed=True)
     (folder := home / "field").mkdir(exist_ok=True)
-    ratings = datasets.read_ratings(datasets.fetch(options.dataset))
-    infos, vectors = features.read_infos(home / "infos.json"), read_vectors(home / "texts_bert.p")
-    part, ids = results.cut(ratings, "last-5"), np.array(list(infos))
-    matrix = features.item_matrix(part.train, infos, vectors)
+    part, ids, matrix, known = results.last_five(options.dataset)
     frames, valid, test = (Frames(part.train, ids, matrix, results.FRAME_SIZE), results.framed(part.valid, ids, matrix),
                            results.framed(part.test, ids, matrix))
-    known = json.loads((committed / "results.json").read_text(encoding="utf-8"))["protocols"]["last-5"]["chosen"]
     term = recommenders.fit_user_history(part.train, ids, matrix, **known["user_history"])
     result: dict = {"user_history": known["user_history"], "tried": []}
 

@@ -80,6 +80,16 @@ def ranked(recommend: Recommender, turns: list[tuple[Frames, pd.DataFrame]]) -> 
     return pd.concat([evaluation.rank_held_out(recommend, history, cases) for history, cases in turns])
 
 
+def last_five(dataset: str) -> tuple[Cut, np.ndarray, np.ndarray, dict[str, Any]]:
+    """Return what further studies of last-5 begin with: its cut, item ids and matrix, and the settings it chose."""
+    home = data_dir(dataset)
+    infos = features.read_infos(home / "infos.json")
+    part = cut(datasets.read_ratings(datasets.fetch(dataset)), CHOSEN_ON)
+    stored = json.loads((res_dir(dataset, committed=True) / "results.json").read_text(encoding="utf-8"))
+    return (part, np.array(list(infos)), features.item_matrix(part.train, infos, read_vectors(home / "texts_bert.p")),
+            stored["protocols"][CHOSEN_ON]["chosen"])
+
+
 def user_metrics(ranked: pd.DataFrame, relevant: float | None = None) -> pd.DataFrame:
     """Return one row a user, by user_id: the mean of `evaluation.case_metrics` over the user's cases.
 

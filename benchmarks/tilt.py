@@ -12,29 +12,18 @@ over users of the latter.
 """
 
 import argparse
-import json
 
 import numpy as np
 import pandas as pd
 import torch
 
 from benchmarks import results
-from helpers import datasets, features, liking, recommenders
-from helpers.evaluation import Recommender
-from helpers.files import DEFAULT_DATASET, data_dir, read_vectors, res_dir, write_json
+from helpers import evaluation, liking, recommenders
+from helpers.files import DEFAULT_DATASET, res_dir, write_json
 from helpers.frames import Frames
-from helpers.tables import rows_of
 from tools.readme import replace_block
 
 SEEDS = (0, 1, 2)
-
-
-@torch.no_grad()
-def as_expected(stars: Recommender, history: Frames, cases: pd.DataFrame) -> pd.DataFrame:
-    """Return the cases with the stars that are expected in place of those that were given."""
-    place, users = pd.factorize(cases["user_id"])
-    expected = stars(history, users.to_numpy())[place, rows_of(cases["item_id"], history.item_ids)]
-    return cases.assign(rating=expected.numpy())
 
 
 def ratio(users: np.ndarray, base: np.ndarray, n: int = 1_000) -> tuple[float, float, float]:
@@ -65,36 +54,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default=DEFAULT_DATASET)
     options = parser.parse_args()
-    home, committed = data_dir(options.dataset), res_dir(options.dataset, committed=True)
-    ratings = datasets.read_ratings(datasets.fetch(options.dataset))
-    infos, vectors = features.read_infos(home / "infos.json"), read_vectors(home / "texts_bert.p")
-    part, ids = results.cut(ratings, "last-5"), np.array(list(infos))
-    matrix = features.item_matrix(part.train, infos, vectors)
+    committed = res_dir(options.dataset, committed=True)
+    part, ids, matrix, known = results.last_five(options.dataset)
     frames, test = Frames(part.train, ids, matrix, results.FRAME_SIZE), results.framed(part.test, ids, matrix)
-    known = json.loads((committed / "results.json").read_text(encoding="utf-8"))["protocols"]["last-5"]["chosen"]
+    whole = Frames(evaluation.together(*part.test[-1]), ids, matrix, results.FRAME_SIZE)
     term = recommenders.fit_user_history(part.train, ids, matrix, **known["user_history"])
     stars = recommenders.remembered(liking.fit_liking(part.train, ids, matrix))
-    whole = Frames(ratings[ratings["user_id"].isin(part.train["user_id"])], ids, matrix, results.FRAME_SIZE)
     policies = [recommenders.remembered(results.policy_of(
         results.train_agent(frames, seed, value_weight=0.0)[0], term)) for seed in SEEDS]
-    paid = {"expected stars": test, "as expected": [(one, as_expected(stars, one, cases)) for one, cases in test],
-            "has read the answers": test}
-    rows, base = [], {}
-    for tilt, turns in paid.items():
-        own = stars if tilt != "has read the answers" else lambda history, user_ids: stars(whole, user_ids)
-        for beta in results.BETAS:
-            users = sum(results.user_metrics(results.ranked(liking.tilted(policy, own, beta), turns))
-                        for policy in policies) / len(policies)
-            base.setdefault(tilt, users)
-            reward, low, high = ratio(*(each["reward@10"].to_numpy() for each in (users, base[tilt])))
-            rows.append({"tilt": tilt, "β": beta, "ndcg@10": users["NDCG@10"].mean() / base[tilt]["NDCG@10"].mean(),
+
+    def read(_: Frames, user_ids: np.ndarray) -> torch.Tensor:
+        return stars(whole, user_ids)
+
+    paid = [(one, cases.assign(rating=liking.scores_of(stars, one, cases))) for one, cases in test]
+    rows = []
+    for tilt, own, turns in (("expected stars", stars, test), ("as expected", stars, paid),
+                             ("has read the answers", read, test)):
+        users = {beta: sum(results.user_metrics(results.ranked(liking.tilted(policy, own, beta), turns))
+                           for policy in policies) / len(policies) for beta in results.BETAS}
+        for beta, each in users.items():
+            reward, low, high = ratio(each["reward@10"].to_numpy(), users[0.0]["reward@10"].to_numpy())
+            rows.append({"tilt": tilt, "β": beta, "ndcg@10": each["NDCG@10"].mean() / users[0.0]["NDCG@10"].mean(),
                          "reward@10": reward, "low": low, "high": high})
-            print(rows[-1], flush=True)
-    chosen = known["beta"]["supervised baseline, expected stars"]
-    liked = {name: float(liking.accuracy(one, test[0][0], pd.concat([cases for _, cases in test])).mean())
-             for name, one in (("expected stars", stars), ("has read the answers", lambda _, user_ids: stars(
-                 whole, user_ids)))}
-    write_json(committed / "tilt.json", {"chosen": chosen, "seeds": len(SEEDS), "liking": liked, "rows": rows})
+    cases = pd.concat([cases for _, cases in test])
+    liked = {name: float(liking.accuracy(own, test[0][0], cases).mean())
+             for name, own in (("expected stars", stars), ("has read the answers", read))}
+    write_json(committed / "tilt.json", {"seeds": len(SEEDS), "liking": liked, "rows": rows})
     if options.dataset == DEFAULT_DATASET:
         replace_block("tilt", table(rows))
 

@@ -125,14 +125,19 @@ def choose_beta(front: pd.DataFrame, floor: float) -> float:
     return float(good["reward@10"].idxmax()) if len(good) else 0.0
 
 
+@torch.no_grad()
+def scores_of(recommend: Recommender, history: Frames, cases: pd.DataFrame) -> np.ndarray:
+    """Return the score (n,) that the item of each case has for its user."""
+    place, users = pd.factorize(cases["user_id"].to_numpy())
+    return recommend(history, users).cpu()[place, rows_of(cases["item_id"], history.item_ids)].numpy()
+
+
 def accuracy(recommend: Recommender, history: Frames, held_out: pd.DataFrame) -> pd.Series:
     """Return by user_id: of two held-out items with different stars, how often the better one scores higher; ties half.
 
     Users without such a pair are left out. All are scored from `history`, which ends before the first held-out item.
     """
-    place, users = pd.factorize(held_out["user_id"].to_numpy())
-    with torch.no_grad():
-        scores = recommend(history, users).cpu()[place, rows_of(held_out["item_id"], history.item_ids)].numpy()
+    scores = scores_of(recommend, history, held_out)
     of_user: dict[int, float] = {}
     for user_id, rows in held_out.groupby("user_id").indices.items():
         one, other = np.triu_indices(len(rows), 1)

@@ -78,7 +78,11 @@ def test_propensities_are_those_of_the_films_that_were_shown(small, log, policie
     assert log.first(10).b.shape == (10, 9)
 
 
-def test_mean_films_are_those_of_the_policy(small, log, policies):
+def test_weights_have_the_mean_one_and_mean_films_are_those_of_the_policy(small, log, policies):
+    w = lesson.weights_of(log.pi, log.b)
+    assert np.allclose(w[0], 1)
+    first = w[1, :, 0]
+    assert abs(first.mean() - 1) < 4 * first.std() / len(first) ** 0.5
     n = int(np.flatnonzero(log.here.sum(axis=1) > 1)[0])
     p = policies[1][log.user[n]].copy()
     assert log.mean_film[1, n, 0] == pytest.approx(p @ small[2].film[log.user[n]] / p.sum(), abs=1e-5)

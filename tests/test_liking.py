@@ -84,9 +84,9 @@ def test_a_slate_that_hears_no_star_is_kept_and_one_of_likes_is_not():
 def test_what_a_tilt_could_earn_is_a_ratio_over_users_of_cases_paid_as_expected():
     history = frames_of([(1, 0, 5.0), (1, 1, 1.0), (2, 1, 1.0)], np.eye(3))
     cases = pd.DataFrame({"user_id": [2, 1, 2], "item_id": [0, 2, 2], "rating": 5.0})
-    paid = tilt.as_expected(lambda _, user_ids: torch.as_tensor(user_ids)[:, None] + torch.tensor([[0.0, 0.1, 0.2]]),
+    paid = liking.scores_of(lambda _, user_ids: torch.as_tensor(user_ids)[:, None] + torch.tensor([[0.0, 0.1, 0.2]]),
                             history, cases)
-    np.testing.assert_allclose(paid["rating"], [2.0, 1.2, 2.2], rtol=1e-6)
+    np.testing.assert_allclose(paid, [2.0, 1.2, 2.2], rtol=1e-6)
     assert tilt.ratio(np.array([2.0, 4.0]), np.array([1.0, 2.0])) == (2, 2, 2)
     stored = json.loads((PROJECT / "res" / "tilt.json").read_text(encoding="utf-8"))
     assert block("tilt", tilt.table(stored["rows"])) in page_of("tilt").read_text(encoding="utf-8")
