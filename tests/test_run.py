@@ -72,8 +72,21 @@ def test_lessons_that_do_not_read_from_each_other_run_side_by_side(small_series,
     late = "import time; time.sleep(1)\n" + meet.format("one", "other")  # ends last, and stands first
     assert small_series(late, meet.format("other", "one"))[0] == 0 and ran(capfd.readouterr()) == ["01_a", "02_b"]
     alone = "import os; assert 'OMP_NUM_THREADS' not in os.environ"
-    monkeypatch.setattr(series, "LANES", 1)
-    assert small_series(alone, alone)[0] == 0
+    for name in ("ONE_LANE", "LANES"):
+        with monkeypatch.context() as only:
+            only.setattr(series, name, 1)
+            assert small_series(alone, alone, ["--force"])[0] == 0
+
+
+def test_of_a_large_table_one_seed_is_trained_and_this_is_said(small_series, monkeypatch, capfd):
+    monkeypatch.setattr(series, "ONE_SEED", 39)  # bytes; the table has 40
+    assert small_series()[0] == 0 and "one seed of each agent" in capfd.readouterr().out
+    seen = []
+    monkeypatch.setattr(series, "shortened", lambda lesson, values: seen.append(values) or lesson)
+    small_series()
+    assert seen == 2 * [{"SEEDS": "(0,)"}]
+    monkeypatch.setattr(series, "ONE_SEED", 40)
+    assert small_series()[0] == 0 and seen[2:] == 2 * [{}] and "one seed" not in capfd.readouterr().out
 
 
 def test_the_run_sees_a_cells_own_progress_bar_and_tidies_the_outputs_of_it(monkeypatch, tmp_path):

@@ -37,7 +37,7 @@ FRAME, SLATE = 10, 10  # ratings in a state, and items on a slate, in all lesson
 FEWEST_USERS = 10      # with fewer, a lens of lesson 10 has nobody to look at
 MOST_ITEMS = 100_000   # a step of 512 transitions then takes some 3 GB
 LANES = 2              # lessons that run side by side, at most
-LARGE, OF_LARGE = 100e6, {"SEEDS": "(0,)"}  # bytes of raw files above which one seed is trained for three: ML-10M's
+ONE_SEED, ONE_LANE = 20e6, 100e6  # bytes of raw files above which one seed is trained, and lessons run one by one
 
 
 def state_of(paths: list[Path]) -> list | None:
@@ -94,9 +94,9 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
     record_path = home / "run.json"
     record = json.loads(record_path.read_text(encoding="utf-8")) if record_path.exists() else {}
     lessons = {name: nbformat.read(NOTES / f"{name}.ipynb", as_version=4) for name in LESSONS}
-    large = sum(path.stat().st_size for path in raw.iterdir()) > LARGE
+    n_bytes = sum(path.stat().st_size for path in raw.iterdir())
     for lesson in lessons.values():
-        shortened(lesson, QUICK if quick else OF_LARGE if large else {})
+        shortened(lesson, QUICK if quick else {"SEEDS": "(0,)"} if n_bytes > ONE_SEED else {})
         if quick:
             without_toys(lesson)
         if dataset != DEFAULT_DATASET:
@@ -119,7 +119,7 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
         for sentence in look_over(raw):
             print(sentence)
         fetch_model()
-    if stale and large and not quick:
+    if stale and n_bytes > ONE_SEED and not quick:
         print("a large data set: one seed of each agent is trained, and no table has a spread over seeds")
     minutes = {name: len(code_of(lessons[name])) if quick else LESSONS[name].minutes for name in stale}
     minutes |= {name: record[name]["seconds"] / 60 for name in stale if name in record and not quick}
@@ -130,7 +130,7 @@ def run(dataset: str, only: Sequence[str] = (), in_place: bool = False, force: b
         bar.set_postfix_str(f"step {done:.0f} of {of:.0f}", refresh=sys.stderr.isatty())
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    lanes = min(LANES, cores) if not large else 1  # two lessons of a large data set want twice the memory
+    lanes = 1 if n_bytes > ONE_LANE else min(LANES, cores)  # two lessons want twice the memory
 
     def finish(name: str) -> None:
         share = minutes[name] / len(code_of(lessons[name]))
