@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.frames import flatten
 from helpers.networks import ENCODERS, Actor, Attention, Critic, NoisyLinear, Rainbow, UserVector
 
 F, E = 3, 4
 WIDTH = {"flat": F * (E + 1), "drr-p": (F + 3) * E, "drr-u": (F + 3) * E, "drr-ave": 3 * E, "attention": F * 64,
-         "gru": 32, "ode": 32}
+         "gru": 32, "ode": 32, "transformer": E}
 SMALL = dict(frame_size=F, embed_size=E, hidden_size=8)
 # two items (1, 2) and (3, 5), rated 4 and 1
 HAND = torch.tensor([[1.0, 2.0, 3.0, 5.0, 4.0, 1.0]])
@@ -70,7 +71,7 @@ def test_every_encoder_keeps_the_contract(name):
     torch.testing.assert_close(critic(state[few], action[few]), q[few], rtol=0, atol=1e-6)
     of_state, of_action = torch.autograd.grad(q.sum(), (state, action))
     assert (of_action != 0).all() and (of_state[:, :-F] != 0).all()
-    assert (of_state[:, -F:] != 0).all() == (name != "drr-p")  # which looks at pairs of items alone
+    assert (of_state[:, -F:] != 0).all() == (name not in {"drr-p", "transformer"})  # pairs of items; a look-up
     with_gaps = actor(torch.cat([state, torch.rand(50, F) * 100], dim=1))
     assert with_gaps.shape == (50, E) and torch.allclose(with_gaps, proto_action, atol=1e-6) == (name != "ode")
     proto_action.square().sum().backward()
@@ -88,6 +89,16 @@ def test_ode_where_nothing_flows_is_a_gru():
     ode.cell.load_state_dict({name[:-3]: weight for name, weight in gru.gru.state_dict().items()})
     ode.f = torch.zeros_like
     torch.testing.assert_close(ode(states(5)), gru(states(5)))
+
+
+def test_a_transformers_place_is_the_state_of_the_frame_that_ends_there():
+    torch.manual_seed(0)
+    encoder, v, rating = ENCODERS["transformer"](7, E), torch.randn(5, 7, E), torch.randint(1, 11, (5, 7)) / 2
+    known = encoder.along(v, rating)
+    torch.testing.assert_close(encoder(flatten(v, rating)), known[:, -1])
+    torch.testing.assert_close(encoder.along(v[:, :4], rating[:, :4]), known[:, :4], rtol=0, atol=1e-6)
+    starred = encoder.along(v, torch.cat([rating[:, :4], rating[:, 4:] - 0.5], dim=1))
+    assert torch.allclose(starred[:, :4], known[:, :4], atol=1e-6) and (starred[:, 4:] != known[:, 4:]).all()
 
 
 @pytest.mark.parametrize(("make", "layers"), [(Actor, 2), (Critic, 2), (Rainbow, 3)])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers import liking, training
+from helpers.encoders import Transformer
 from helpers.frames import Frames, reward_of, rows_of
 from helpers.losses import next_item_loss, polyak, squared_error
 
@@ -52,46 +53,26 @@ def read_windows(frames: Frames, first: np.ndarray, end: np.ndarray) -> tuple[Te
     return frames.item_idx[row].long() * real, frames.rating[row] * real, real
 
 
-class Layer(nn.Module):
-    """A layer of a causal transformer (Vaswani et al. 2017), normalised before each of its two halves."""
-
-    def __init__(self, size: int, n_heads: int):
-        super().__init__()
-        self.n_heads, self.norms = n_heads, nn.ModuleList([nn.LayerNorm(size), nn.LayerNorm(size)])
-        self.qkv, self.out = nn.Linear(size, 3 * size), nn.Linear(size, size)
-        self.alone = nn.Sequential(nn.Linear(size, 2 * size), nn.GELU(), nn.Linear(2 * size, size))
-
-    def forward(self, x: Tensor, drop: Callable[[Tensor], Tensor]) -> Tensor:
-        """x (B, L, D) → (B, L, D)."""
-        qkv = self.qkv(self.norms[0](x)).float().unflatten(2, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
-        taken = nn.functional.scaled_dot_product_attention(*qkv, is_causal=True).transpose(1, 2).flatten(2)
-        x = x + drop(self.out(taken))
-        return x + drop(self.alone(self.norms[1](x)))
-
-
 class LogReader(nn.Module):
     """log → h (B, L, E): after each rating a point in the space of items, from that rating and those before it."""
 
     def __init__(self, matrix: Tensor, length: int, settings: WholeLogSettings):
         super().__init__()
-        size, self.dropout, self.item_dropout = matrix.shape[1], settings.dropout, settings.item_dropout
+        size, self.item_dropout = matrix.shape[1], settings.item_dropout
         self.items = nn.Parameter(matrix / size ** 0.5)  # h·e is then the score that lesson 05 divides by √E
-        self.stars, self.place = nn.Embedding(11, size), nn.Parameter(0.02 * torch.randn(length, size))
-        self.layers = nn.ModuleList(Layer(size, settings.n_heads) for _ in range(settings.n_layers))
-        self.norm, self.recent = nn.LayerNorm(size), nn.Conv1d(size, size, 10, groups=size, bias=False)
-        nn.init.normal_(self.stars.weight, std=0.02)
+        self.encoder = Transformer(length, size, settings.n_layers, settings.n_heads, settings.dropout)
+        self.recent = nn.Conv1d(size, size, 10, groups=size, bias=False)
         nn.init.constant_(self.recent.weight, size ** 0.5 / 10)  # at first the mean of the last ten
+        nn.init.normal_(self.encoder.stars.weight, std=0.02)
+        self.encoder.place.data *= 0.02
 
     def forward(self, items: Tensor, stars: Tensor) -> Tensor:
         """items, stars (B, L) → h (B, L, E) float32."""
         v = self.items[items]
         if self.training:
             v = v * (torch.rand(items.shape, device=v.device) >= self.item_dropout)[:, :, None]
-        x = self.drop(v + self.stars((2 * stars).long()) + self.place[:items.shape[1]])
-        for layer in self.layers:
-            x = layer(x, self.drop)
         recent = self.recent(nn.functional.pad(v.transpose(1, 2), (9, 0))).transpose(1, 2)
-        return self.norm(x).float() + recent.float()
+        return self.encoder.along(v, stars).float() + recent.float()
 
 
 class WholeLog(LogReader):
@@ -101,13 +82,6 @@ class WholeLog(LogReader):
         super().__init__(matrix, length, settings)
         size = matrix.shape[1]
         self.heads = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.Linear(size, size + 1))
-
-    def drop(self, x: Tensor) -> Tensor:
-        """Silence a share of the features while training, the same ones at all places of a log: x (B, L, D)."""
-        if not self.training:
-            return x
-        kept = torch.rand(len(x), 1, x.shape[2], device=x.device) >= self.dropout
-        return x * kept / (1 - self.dropout)
 
     def worth(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """h (N, E) → u (N, E), v (N,), float32."""
@@ -168,7 +142,7 @@ def whole_log_policy(history: Frames, user_ids: np.ndarray, *, net: WholeLog, be
     """
     place, scores = history.places(user_ids), []
     end = (history.log_start + history.log_length)[place]
-    first = np.maximum(history.log_start[place], end - (length or len(net.place)))
+    first = np.maximum(history.log_start[place], end - (length or net.encoder.frame_size))
     for low in range(0, len(end), 256):
         with training.autocast(history.device):
             items, stars, real = read_windows(history, first[low:low + 256], end[low:low + 256])
