@@ -51,7 +51,7 @@ class Liking(NamedTuple):
             x: (n, E) vectors of what was rated, times root. deviation: (n,) of the ratings from the items' offsets.
         """
         bias = deviation.sum() / (len(deviation) + self.damping)
-        covariance = torch.linalg.inv(torch.eye(x.shape[1]) + x.T @ x / self.noise)
+        covariance = torch.cholesky_inverse(torch.linalg.cholesky(torch.eye(x.shape[1]) + x.T @ x / self.noise))
         return bias, covariance @ (x.T @ (deviation - bias)) / self.noise, covariance
 
     def __call__(self, history: Frames, user_ids: np.ndarray) -> Tensor:
