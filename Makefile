@@ -53,8 +53,8 @@ test: .venv/ready-dev
 	$(BIN)/ruff check .
 	rm -rf .test
 	RECNN_ROOT=$(CURDIR)/.test $(BIN)/python -c "from helpers import datasets as d; d.fetch('ml-100k'), d.fetch_model()"
-	$(MAKE) --no-print-directory --keep-going --jobs 2 check-data check-units check-types check-05 check-ray \
-		check-tables $(CHECKED)
+	$(MAKE) --no-print-directory --keep-going --jobs 2 check-data check-units check-types check-05 check-tables $(CHECKED)
+	$(MAKE) --no-print-directory check-ray
 
 # Two lanes of one thread each do more than one of two. A lesson waits for those whose artefacts it reads; what others
 # wait for, or takes longest, stands first. nbval reads a cell's messages when the cell has ended and loses those
@@ -71,7 +71,8 @@ check-types:
 	$(BIN)/mypy
 check-units:
 	RECNN_ROOT=$(CURDIR)/.test/units $(PYTEST) helpers tools tests
-# Ray lies beside the requirements, so that all the rest is tested without it
+# Ray lies beside the requirements, so that all the rest is tested without it; it runs by itself, for its nodes end where
+# their agents take 15 seconds to start
 .venv/with-ray/ready: requirements-ray.txt .venv/ready
 	rm -rf .venv/with-ray
 	$(BIN)/python -m pip install --quiet --no-deps --target .venv/with-ray -r requirements-ray.txt

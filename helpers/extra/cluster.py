@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet
+import tenacity
 import torch
 from torch import distributed
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -63,10 +64,13 @@ def connected(n_nodes: int, store: int = 256 << 20) -> Iterator[ModuleType]:
     try:
         if not os.environ.get("RAY_ADDRESS"):
             node = {"num_cpus": 1, "object_store_memory": store}
-            local = importlib.import_module("ray.cluster_utils").Cluster(
-                initialize_head=True, head_node_args=node | {"include_dashboard": False})
+            starting = tenacity.Retrying(  # a node ends if its agent takes 15 s to start (ray-project/ray, issue 65983)
+                retry=tenacity.retry_if_exception_message(match=".*timed out during startup"), reraise=True,
+                stop=tenacity.stop_after_attempt(3))
+            local = starting(importlib.import_module("ray.cluster_utils").Cluster, initialize_head=True,
+                             head_node_args=node | {"include_dashboard": False})
             for _ in range(n_nodes - 1):
-                local.add_node(**node)
+                starting(local.add_node, **node)
             where = {"address": local.address}
         try:
             engine.init(log_to_driver=False, logging_level="ERROR", **where)
