@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import shutil
@@ -62,10 +63,12 @@ def train(make, home, folder, name, n_workers=2, matrix=MATRIX, **options):
 
 
 def wait_for_checkpoints(run, n):
-    """Wait until Ray has noted n checkpoints of a run, which it does every two seconds."""
-    snapshot = run / "checkpoint_manager_snapshot.json"
-    while not snapshot.exists() or len(json.loads(snapshot.read_text())["checkpoint_results"]) < n:
+    """Wait until Ray has noted n checkpoints of a run; it does so every two seconds, and a file may be half written."""
+    noted = 0
+    while noted < n:
         time.sleep(0.1)
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            noted = len(json.loads((run / "checkpoint_manager_snapshot.json").read_text())["checkpoint_results"])
 
 
 def equal(a, b):
