@@ -1,12 +1,16 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from helpers import recommenders
-from helpers.agents import serving
-from helpers.frames import Frames
+from helpers.agents import ddpg, serving
+from helpers.frames import Frames, reward_of
+from helpers.losses import SampledItems
 from helpers.networks import Critic
 from helpers.recommenders import UserHistory, fit_user_history
+from helpers.toy import STARS, toy_frames
 from tests.tables import log_of
 
 ITEMS = np.eye(4, dtype=np.float32)
@@ -103,3 +107,33 @@ def test_remembered_scores_are_asked_once_for_the_same_users_of_the_same_history
     for history, users in ((one, [1, 2]), (one, [1, 2]), (one, [2, 1]), (other, [1, 2])):
         assert once(history, np.array(users)).tolist() == users
     assert asked == [[1, 2], [2, 1], [1, 2]]
+
+
+def test_an_item_is_drawn_as_often_as_the_policy_shows_it():
+    torch.manual_seed(0)
+    proto_action = torch.tensor([[2.197, 0.0, 0.0, 0.0]]).expand(4000, 4)  # odds of three to one
+    drawn = serving.drawn_item(proto_action, torch.eye(2, 4))
+    assert (drawn == torch.eye(2, 4)[drawn.argmax(dim=1)]).all() and abs(drawn[:, 0].mean() - 0.75) < 0.03
+    some = SampledItems(torch.eye(2, 4), torch.tensor([1.0, 9.0]).log())  # the second stands for nine
+    assert abs(serving.drawn_item(proto_action, some)[:, 0].mean() - 0.25) < 0.03
+
+
+def test_the_critic_that_settles_begins_at_the_mean_return_and_finds_what_the_policy_is_worth():
+    gamma, toy, choice = 0.5, toy_frames(), torch.tensor([0, 2, 1])
+    judge = ddpg.new_agent(0, 1, 3, 3e-3, hidden_size=64, dropout=0.0, item_dropout=0.0)
+    actor = copy.deepcopy(judge["actor"].state_dict())
+    judge["actor_target"] = torch.nn.Module()  # which shows nothing but its choice
+    judge["actor_target"].forward = lambda state: 100 * torch.eye(3)[choice[state[:, :3].argmax(dim=1)]]
+    log = serving.settle(judge, toy, gamma, rounds=8, batch_size=256, max_steps=60)
+    mean_reward = float(reward_of(toy.rating).mean())
+    assert abs(log["Q/logged action"].iloc[0] - mean_reward / (1 - gamma)) < 0.5 and log.index[-1] == 480
+    reward, t = reward_of(STARS), toy.gather(torch.arange(2000))
+    value = np.linalg.solve(np.eye(3) - gamma * np.eye(3)[choice], reward[np.arange(3), choice])
+    true_q = (reward + gamma * value)[t.state[:, :3].argmax(dim=1), t.action.argmax(dim=1)]
+    with torch.no_grad():
+        q = judge["critic_target"](t.state, t.action)[:, 0].numpy()
+    assert np.abs(q - true_q).mean() < 0.1 * np.abs(true_q).mean()
+    before = copy.deepcopy(judge["critic_target"].state_dict())
+    serving.judge_update(judge, toy, torch.arange(256), gamma)  # within a round the target stands still
+    assert all(torch.equal(judge["critic_target"].state_dict()[name], old) for name, old in before.items())
+    assert all(torch.equal(judge["actor"].state_dict()[name], old) for name, old in actor.items())

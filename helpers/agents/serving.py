@@ -1,14 +1,17 @@
 """What the lesson cells of notes/05b_serving.ipynb define; `make agents` writes it."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
-from helpers import evaluation
-from helpers.frames import Frames
-from helpers.losses import log_policy
+from helpers import evaluation, training
+from helpers.agents.ddpg import critic_loss, descend
+from helpers.frames import Frames, reward_of, to_autocast
+from helpers.losses import SampledItems, log_policy, sampled_items
 from helpers.networks import Actor, Critic
 
 
@@ -32,3 +35,30 @@ def wolpertinger(history: Frames, user_ids: np.ndarray, *, actor: Actor, critic:
     q = torch.cat([critic.among(some, history.items[rows]) for some, rows in zip(
         state.split(at_once), candidates.split(at_once), strict=True)])
     return rerank(log_p.clamp(min=-1e6), q, candidates, beta)
+
+
+def drawn_item(proto_action: Tensor, items: Tensor | SampledItems) -> Tensor:
+    """Return the vector of an item drawn from the policy for each state: proto_action (B, E), items (n, E) → (B, E)."""
+    row = torch.multinomial(log_policy(proto_action, items).exp(), 1)[:, 0]
+    return (items.vectors if isinstance(items, SampledItems) else items)[row]
+
+
+def judge_update(judge: dict, frames: Frames, index: Tensor, gamma: float) -> dict[str, Tensor]:
+    """Make one step of fitted Q evaluation: the critic learns what the agent's target actor is worth."""
+    items, _ = sampled_items(frames.items, frames.next_items(index))
+    loss, q = critic_loss(judge, to_autocast(frames.gather(index)), items, gamma, as_action=drawn_item)
+    descend(judge["critic_optimiser"], loss)
+    return {"loss/critic": loss, "Q/logged action": q.mean()}
+
+
+def settle(judge: dict, frames: Frames, gamma: float, rounds: int, **how) -> pd.DataFrame:
+    """Let the critic learn in rounds, each towards a copy of what the last one came to; return what `fit` logged."""
+    mean_return, logs = float(reward_of(frames.rating).mean()) / (1 - gamma), []
+    torch.nn.init.constant_(judge["critic"].body[-1].bias, mean_return)
+    for k in range(rounds):
+        judge["critic_target"].load_state_dict(judge["critic"].state_dict())
+        log = training.fit(partial(judge_update, judge, frames, gamma=gamma), frames, judge, seed=k,
+                           desc=f"critic of the policy, round {k + 1} of {rounds}", **how)
+        logs.append(log.set_axis(log.index + k * how["max_steps"]))
+    judge["critic_target"].load_state_dict(judge["critic"].state_dict())
+    return pd.concat(logs)
