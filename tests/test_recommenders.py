@@ -118,22 +118,22 @@ def test_an_item_is_drawn_as_often_as_the_policy_shows_it():
     assert abs(serving.drawn_item(proto_action, some)[:, 0].mean() - 0.25) < 0.03
 
 
-def test_the_critic_that_settles_begins_at_the_mean_return_and_finds_what_the_policy_is_worth():
+def test_fitted_q_evaluation_begins_at_the_mean_return_and_finds_what_the_policy_is_worth():
     gamma, toy, choice = 0.5, toy_frames(), torch.tensor([0, 2, 1])
-    judge = ddpg.new_agent(0, 1, 3, 3e-3, hidden_size=64, dropout=0.0, item_dropout=0.0)
-    actor = copy.deepcopy(judge["actor"].state_dict())
-    judge["actor_target"] = torch.nn.Module()  # which shows nothing but its choice
-    judge["actor_target"].forward = lambda state: 100 * torch.eye(3)[choice[state[:, :3].argmax(dim=1)]]
-    log = serving.settle(judge, toy, gamma, rounds=8, batch_size=256, max_steps=60)
+    agent = ddpg.new_agent(0, 1, 3, 3e-3, hidden_size=64, dropout=0.0, item_dropout=0.0)
+    actor = copy.deepcopy(agent["actor"].state_dict())
+    agent["actor_target"] = torch.nn.Module()  # which shows nothing but its choice
+    agent["actor_target"].forward = lambda state: 100 * torch.eye(3)[choice[state[:, :3].argmax(dim=1)]]
+    log = serving.fit_fqe(agent, toy, gamma, rounds=8, batch_size=256, max_steps=60)
     mean_reward = float(reward_of(toy.rating).mean())
     assert abs(log["Q/logged action"].iloc[0] - mean_reward / (1 - gamma)) < 0.5 and log.index[-1] == 480
     reward, t = reward_of(STARS), toy.gather(torch.arange(2000))
     value = np.linalg.solve(np.eye(3) - gamma * np.eye(3)[choice], reward[np.arange(3), choice])
     true_q = (reward + gamma * value)[t.state[:, :3].argmax(dim=1), t.action.argmax(dim=1)]
     with torch.no_grad():
-        q = judge["critic_target"](t.state, t.action)[:, 0].numpy()
+        q = agent["critic_target"](t.state, t.action)[:, 0].numpy()
     assert np.abs(q - true_q).mean() < 0.1 * np.abs(true_q).mean()
-    before = copy.deepcopy(judge["critic_target"].state_dict())
-    serving.judge_update(judge, toy, torch.arange(256), gamma)  # within a round the target stands still
-    assert all(torch.equal(judge["critic_target"].state_dict()[name], old) for name, old in before.items())
-    assert all(torch.equal(judge["actor"].state_dict()[name], old) for name, old in actor.items())
+    before = copy.deepcopy(agent["critic_target"].state_dict())
+    serving.fqe_step(agent, toy, torch.arange(256), gamma)  # within a round the target stands still
+    assert all(torch.equal(agent["critic_target"].state_dict()[name], old) for name, old in before.items())
+    assert all(torch.equal(agent["actor"].state_dict()[name], old) for name, old in actor.items())

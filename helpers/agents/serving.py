@@ -43,22 +43,22 @@ def drawn_item(proto_action: Tensor, items: Tensor | SampledItems) -> Tensor:
     return (items.vectors if isinstance(items, SampledItems) else items)[row]
 
 
-def judge_update(judge: dict, frames: Frames, index: Tensor, gamma: float) -> dict[str, Tensor]:
+def fqe_step(agent: dict, frames: Frames, index: Tensor, gamma: float) -> dict[str, Tensor]:
     """Make one step of fitted Q evaluation: the critic learns what the agent's target actor is worth."""
     items, _ = sampled_items(frames.items, frames.next_items(index))
-    loss, q = critic_loss(judge, to_autocast(frames.gather(index)), items, gamma, as_action=drawn_item)
-    descend(judge["critic_optimiser"], loss)
+    loss, q = critic_loss(agent, to_autocast(frames.gather(index)), items, gamma, as_action=drawn_item)
+    descend(agent["critic_optimiser"], loss)
     return {"loss/critic": loss, "Q/logged action": q.mean()}
 
 
-def settle(judge: dict, frames: Frames, gamma: float, rounds: int, **how) -> pd.DataFrame:
-    """Let the critic learn in rounds, each towards a copy of what the last one came to; return what `fit` logged."""
-    mean_return, logs = float(reward_of(frames.rating).mean()) / (1 - gamma), []
-    torch.nn.init.constant_(judge["critic"].body[-1].bias, mean_return)
+def fit_fqe(agent: dict, frames: Frames, gamma: float, rounds: int, **how) -> pd.DataFrame:
+    """Fit the critic in rounds, each towards a copy of what the last one came to; return what `training.fit` logged."""
+    torch.nn.init.constant_(agent["critic"].body[-1].bias, float(reward_of(frames.rating).mean()) / (1 - gamma))
+    logs = []
     for k in range(rounds):
-        judge["critic_target"].load_state_dict(judge["critic"].state_dict())
-        log = training.fit(partial(judge_update, judge, frames, gamma=gamma), frames, judge, seed=k,
-                           desc=f"critic of the policy, round {k + 1} of {rounds}", **how)
+        agent["critic_target"].load_state_dict(agent["critic"].state_dict())
+        log = training.fit(partial(fqe_step, agent, frames, gamma=gamma), frames, agent, seed=k,
+                           desc=f"FQE, round {k + 1} of {rounds}", **how)
         logs.append(log.set_axis(log.index + k * how["max_steps"]))
-    judge["critic_target"].load_state_dict(judge["critic"].state_dict())
+    agent["critic_target"].load_state_dict(agent["critic"].state_dict())
     return pd.concat(logs)
