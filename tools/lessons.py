@@ -37,7 +37,7 @@ LESSONS = {
     "04_static_dataset": Lesson((*TASK, "res/bench_frames.json"), ("transitions.hdf5", "res/bench_frames.png")),
     "05_ddpg": Lesson(TASK, ("policies/ddpg_seeds.pt", *_watched("ddpg")), minutes=7),
     "05b_serving": Lesson((*TASK, "policies/ddpg_seeds.pt", "runs/ddpg/scalars.csv"),
-                          ("policies/ddpg.pt", *BASELINES), minutes=1),
+                          ("policies/ddpg.pt", *BASELINES), minutes=2),
     "06_d4pg": Lesson((*TASK, *BASELINES), _agent("d4pg", "06"), minutes=4),
     "07_rainbow": Lesson((*TASK, *BASELINES), _agent("rainbow", "07"), minutes=3),
     "08_ode": Lesson((*TASK, *BASELINES), _agent("ode", "08"), minutes=5),
