@@ -51,9 +51,14 @@ def fqe_step(agent: dict, frames: Frames, index: Tensor, gamma: float) -> dict[s
     return {"loss/critic": loss, "Q/logged action": q.mean()}
 
 
+def mean_return(frames: Frames, gamma: float) -> float:
+    """Return the return of who gives the mean reward for ever."""
+    return float(reward_of(frames.rating).mean()) / (1 - gamma)
+
+
 def fit_fqe(agent: dict, frames: Frames, gamma: float, rounds: int, **how) -> pd.DataFrame:
     """Fit the critic in rounds, each towards a copy of what the last one came to; return what `training.fit` logged."""
-    torch.nn.init.constant_(agent["critic"].body[-1].bias, float(reward_of(frames.rating).mean()) / (1 - gamma))
+    torch.nn.init.constant_(agent["critic"].body[-1].bias, mean_return(frames, gamma))
     logs = []
     for k in range(rounds):
         agent["critic_target"].load_state_dict(agent["critic"].state_dict())
